@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host attention of one query over the tokens of a lane, which also gives the probabilities away.
+#pragma once
+
+#include "adore/kv_view.hpp"
+#include "adore/types.hpp"
+
+#include <cmath>
+#include <span>
+
+namespace adore {
+
+/// Sum of products over the channels, in 16 partial sums so that it vectorises without fast-math
+/// and gives the same bits whatever stands around it.
+template <class T>
+float dot(float const* __restrict a, T const* __restrict b, index_t channels, stride_t stride) {
+  constexpr index_t lanes = 16;
+  float partial[lanes] = {};
+  index_t c = 0;
+  if (stride == 1) {
+    for (; c + lanes <= channels; c += lanes) {
+      for (index_t i = 0; i < lanes; ++i) partial[i] += a[c + i] * static_cast<float>(b[c + i]);
+    }
+  }
+  for (; c < channels; ++c) partial[c % lanes] += a[c] * static_cast<float>(b[c * stride]);
+  for (index_t half = lanes / 2; half > 0; half /= 2) {
+    for (index_t i = 0; i < half; ++i) partial[i] += partial[i + half];
+  }
+  return partial[0];
+}
+
+/// to += factor * from
+template <class T>
+void add_scaled(float* __restrict to,
+                float factor,
+                T const* __restrict from,
+                index_t channels,
+                stride_t stride) {
+  if (stride == 1) {
+    for (index_t c = 0; c < channels; ++c) to[c] += factor * static_cast<float>(from[c]);
+  } else {
+    for (index_t c = 0; c < channels; ++c) to[c] += factor * static_cast<float>(from[c * stride]);
+  }
+}
+
+/// Turns logits into probabilities in place; -infinity becomes 0.
+///
+/// @pre at least one logit is finite
+inline void softmax(std::span<float> logits) {
+  float largest = keep_never;
+  for (float const logit : logits) largest = logit > largest ? logit : largest;
+  float sum = 0.0F;
+  for (float& logit : logits) {
+    logit = std::exp(logit - largest);
+    sum += logit;
+  }
+  for (float& logit : logits) logit /= sum;
+}
+
+/// Logits of one query head over some keys of a KV head.
+///
+/// @param slots   [count] slots to attend, in ascending position
+/// @param logits  out, [count], scale * q.k
+template <class T>
+void attention_logits(float const* query,
+                      kv_view<T> keys,
+                      index_t sequence,
+                      index_t kv_head,
+                      std::span<index_t const> slots,
+                      float scale,
+                      float* logits) {
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    logits[i] =
+        scale * dot(query, keys(sequence, kv_head, slots[i]), keys.channels, keys.channel_stride);
+  }
+}
+
+/// out = sum over slots of probability x value, in the order of `slots`; zeros are not read, so
+/// that what lies in a masked slot cannot matter.
+template <class T>
+void attention_output(std::span<float const> probabilities,
+                      kv_view<T> values,
+                      index_t sequence,
+                      index_t kv_head,
+                      std::span<index_t const> slots,
+                      float* out) {
+  for (index_t c = 0; c < values.channels; ++c) out[c] = 0.0F;
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    if (probabilities[i] == 0.0F) continue;
+    add_scaled(out,
+               probabilities[i],
+               values(sequence, kv_head, slots[i]),
+               values.channels,
+               values.channel_stride);
+  }
+}
+
+}  // namespace adore

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one sentence in which policies and options refuse a number.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace adore {
+
+/// Throws std::invalid_argument "adore: h2o.heavy = -1: must not be negative" unless `holds`.
+template <class Number>
+constexpr void require_field(bool holds, char const* field, Number value, char const* why) {
+  if (!holds) {
+    throw std::invalid_argument(std::string("adore: ") + field + " = " + std::to_string(value) +
+                                ": " + why);
+  }
+}
+
+}  // namespace adore
