@@ -20,6 +20,14 @@ inline constexpr float keep_never = -std::numeric_limits<float>::infinity();
 
 /// How far one kept set reaches: over the whole sequence, one layer, or one KV head of one layer.
 enum class scope : std::uint8_t { model, layer, kv_head };
+constexpr char const* word_of(scope reach) noexcept {
+  switch (reach) {
+    case scope::model: return "model";
+    case scope::layer: return "layer";
+    case scope::kv_head: return "kv_head";
+  }
+  return nullptr;
+}
 
 /// How the probabilities of the query heads that share a KV head become that head's weight.
 enum class gqa_reduction : std::uint8_t { sum, mean, max };
@@ -27,6 +35,13 @@ enum class gqa_reduction : std::uint8_t { sum, mean, max };
 /// Which number RoPE is given for a token: its position in the text, or its rank among the
 /// tokens that are attended together with it.
 enum class position_scheme : std::uint8_t { original, cache_index };
+constexpr char const* word_of(position_scheme scheme) noexcept {
+  switch (scheme) {
+    case position_scheme::original: return "original";
+    case position_scheme::cache_index: return "cache_index";
+  }
+  return nullptr;
+}
 
 /// Sizes of a cache, in the order in which its data are indexed; `channels` varies fastest.
 struct kv_shape {

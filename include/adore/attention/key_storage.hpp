@@ -105,15 +105,19 @@ class key_storage {
     return begin < keys.size() ? keys.data() + begin : nullptr;
   }
   /// All heads of a query, [head, channel], turned; valid until the next call.
+  ///
+  /// @param rank_of  `index_t (head)`: rank of the query's own token in the head's lane
+  template <class RankOf>
   float const* turn_query(
-      float const* query, index_t heads, index_t channels, position_t rotary, index_t rank) {
+      float const* query, index_t heads, index_t channels, position_t rotary, RankOf&& rank_of) {
     if (mode_ == mode::as_given) return query;
     query_.assign(query, query + static_cast<stride_t>(heads) * channels);
-    rope::rotation const& by =
-        mode_ == mode::by_rank ? ranks_[static_cast<std::size_t>(rank)] : turn(rotary);
     for (index_t head = 0; head < heads; ++head) {
       float* const place = query_.data() + static_cast<stride_t>(head) * channels;
-      rotation_->rotate(place, place, by);
+      rotation_->rotate(
+          place,
+          place,
+          mode_ == mode::by_rank ? ranks_[static_cast<std::size_t>(rank_of(head))] : turn(rotary));
     }
     return query_.data();
   }

@@ -159,6 +159,15 @@ class ledger {
 
   // ---------------------------------------------------------------- life of a sequence
 
+  /// @throws std::logic_error unless the row holds a sequence
+  void require_open(index_t row, char const* what) const {
+    check_row(row);
+    if (!is_open(row)) {
+      throw std::logic_error(std::string("adore: ") + what + ": row " + std::to_string(row) +
+                             " holds no sequence; open it first");
+    }
+  }
+
   /// @throws std::logic_error if the row is occupied
   void open(index_t row, std::uint64_t seed) {
     check_row(row);
@@ -473,13 +482,6 @@ class ledger {
       throw std::invalid_argument("adore: row = " + std::to_string(row) +
                                   ": the cache has rows 0 to " +
                                   std::to_string(shape_.sequences - 1));
-    }
-  }
-  void require_open(index_t row, char const* what) const {
-    check_row(row);
-    if (!is_open(row)) {
-      throw std::logic_error(std::string("adore: ") + what + ": row " + std::to_string(row) +
-                             " holds no sequence; open it first");
     }
   }
   void check_snapshot(row_snapshot const& saved) const {

@@ -35,51 +35,86 @@ lowest_slot rank_pass(P const policy,
                       candidate_range const range,
                       float const* __restrict weights,
                       index_t const queries_given) {
-  // Only the block that holds the minimum is looked at again, for the age of its equals.
+  // Only blocks that hold the minimum are looked at again, for the age of its equals. Their minima
+  // are compared first and a block's ranks are kept: "lower than all before?" is a coin toss that
+  // the processor would often guess wrong, and each such guess costs as much as a block.
   constexpr index_t block = 64;
+  constexpr index_t blocks = 16;
   constexpr std::int32_t not_a_candidate = std::numeric_limits<std::int32_t>::max();
+  constexpr std::uint32_t infinity = 0x7F800000U;
   [[maybe_unused]] index_t const queries = FixedQueries > 0 ? FixedQueries : queries_given;
-  auto const first = static_cast<std::uint32_t>(range.first);
-  std::uint32_t const count =
-      range.last < range.first ? 0U : static_cast<std::uint32_t>(range.last) - first + 1U;
+  // first <= position < first + count as one signed comparison, which is the one that AVX2 has
+  auto const shift = static_cast<std::uint32_t>(range.first) + 0x80000000U;
+  auto const end = static_cast<std::int32_t>(
+      (range.last < range.first ? 0U : static_cast<std::uint32_t>(range.last - range.first) + 1U) +
+      0x80000000U);
   position_t const* __restrict positions = lane.positions;
   position_t const* __restrict rotary = lane.rotary;
   slot_state_of<P>* __restrict states = lane.states;
   lane_state_of<P> const lane_state = *lane.lane_state;
-  alignas(64) std::int32_t ranks[block];
+  // 0 for a candidate, else not_a_candidate
+  auto const hidden = [&](index_t s) {
+    auto const shifted = static_cast<std::int32_t>(static_cast<std::uint32_t>(positions[s]) - shift);
+    return shifted < end ? 0 : not_a_candidate;
+  };
 
-  auto const rank_slot = [&](index_t begin, index_t i) {
-    index_t const s = begin + i;
-    slot_view const slot{positions[s], rotary[s]};
-    auto& state = states[std::is_empty_v<slot_state_of<P>> ? 0 : s];
-    if constexpr (Observes) policy.observe(state, slot, view, weights[s], queries);
-    std::int32_t const rank = ordered_priority(priority_of(policy, slot, view, state, lane_state));
-    bool const candidate = static_cast<std::uint32_t>(slot.position) - first < count;
-    ranks[i] = candidate ? rank : not_a_candidate;
+  // The bits of a float >= 0 are its rank. That holds for a whole block, and saves the cases of
+  // `ordered_priority`, if the largest of all bits as unsigned numbers is that of a float >= 0 too.
+  auto const rank_block = [&](index_t begin, index_t size, std::int32_t* __restrict ranks) {
+    std::int32_t best = not_a_candidate;
+    std::uint32_t largest = 0;
+    for (index_t i = 0; i < size; ++i) {
+      index_t const s = begin + i;
+      slot_view const slot{positions[s], rotary[s]};
+      auto& state = states[std::is_empty_v<slot_state_of<P>> ? 0 : s];
+      if constexpr (Observes) policy.observe(state, slot, view, weights[s], queries);
+      auto const bits = __builtin_bit_cast(
+          std::uint32_t, priority_of(policy, slot, view, state, lane_state));
+      largest = bits > largest ? bits : largest;
+      std::int32_t const rank = static_cast<std::int32_t>(bits) | hidden(s);
+      ranks[i] = rank;
+      best = rank < best ? rank : best;
+    }
+    if (largest <= infinity) return best;
+    best = not_a_candidate;
+    for (index_t i = 0; i < size; ++i) {
+      std::int32_t const rank = ordered_priority(__builtin_bit_cast(float, ranks[i]));
+      ranks[i] = hidden(begin + i) == 0 ? rank : not_a_candidate;
+    }
+    for (index_t i = 0; i < size; ++i) {
+      best = ranks[i] < best ? ranks[i] : best;
+    }
+    return best;
   };
 
   lowest_slot lowest;
   std::uint32_t lowest_age = std::numeric_limits<std::uint32_t>::max();
-  for (index_t begin = 0; begin < lane.slots; begin += block) {
-    index_t const size = std::min(block, lane.slots - begin);
+  alignas(64) std::int32_t ranks[blocks * block];
+  std::int32_t best_of[blocks];
+  for (index_t chunk = 0; chunk < lane.slots; chunk += blocks * block) {
+    index_t const size = std::min(blocks * block, lane.slots - chunk);
     std::int32_t best = not_a_candidate;
-    if (size == block) {  // a constant trip count
-      for (index_t i = 0; i < block; ++i) rank_slot(begin, i);
-      for (index_t i = 0; i < block; ++i) best = ranks[i] < best ? ranks[i] : best;
-    } else {
-      for (index_t i = 0; i < size; ++i) rank_slot(begin, i);
-      for (index_t i = 0; i < size; ++i) best = ranks[i] < best ? ranks[i] : best;
+    for (index_t b = 0; b * block < size; ++b) {
+      index_t const begin = b * block;
+      // a constant size is worth a call of its own
+      best_of[b] = size - begin >= block
+                       ? rank_block(chunk + begin, block, ranks + begin)
+                       : rank_block(chunk + begin, size - begin, ranks + begin);
+      best = std::min(best, best_of[b]);
     }
     if (best == not_a_candidate || best > lowest.rank) continue;
     if (best < lowest.rank) lowest_age = std::numeric_limits<std::uint32_t>::max();
     lowest.rank = best;
-    for (index_t i = 0; i < size; ++i) {
-      if (ranks[i] != best) continue;
-      auto const position = static_cast<std::uint32_t>(positions[begin + i]);
-      std::uint32_t const age = releases_newest_of_equals<P> ? ~position : position;
-      if (age < lowest_age) {
-        lowest_age = age;
-        lowest.slot = begin + i;
+    for (index_t b = 0; b * block < size; ++b) {
+      if (best_of[b] != best) continue;
+      for (index_t i = b * block; i < std::min(size, (b + 1) * block); ++i) {
+        if (ranks[i] != best) continue;
+        auto const position = static_cast<std::uint32_t>(positions[chunk + i]);
+        std::uint32_t const age = releases_newest_of_equals<P> ? ~position : position;
+        if (age < lowest_age) {
+          lowest_age = age;
+          lowest.slot = chunk + i;
+        }
       }
     }
   }

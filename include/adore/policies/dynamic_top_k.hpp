@@ -31,12 +31,13 @@ struct dynamic_top_k {
   bool include_self = false;  ///< the query's own key always counts among the strongest
 
   static constexpr char const* name = "dynamic_top_k";
-  static constexpr char const* budget_field = "";
+  static constexpr char const* budget_field = "count";
   static constexpr scope default_scope = scope::model;
   static constexpr bool fixed_priority = true;
   static constexpr index_t priority_levels = 1;
 
   ADORE_HOST_DEVICE constexpr index_t budget() const noexcept { return unbounded; }
+  constexpr index_t nominal_budget() const noexcept { return count - 1; }
   ADORE_HOST_DEVICE constexpr float keep_priority(slot_view, lane_view) const noexcept {
     return 0.0F;
   }

@@ -27,6 +27,7 @@ struct h2o_mask_simulation {
   };
 
   ADORE_HOST_DEVICE constexpr index_t budget() const noexcept { return unbounded; }
+  constexpr index_t nominal_budget() const noexcept { return heavy + recent - 1; }
   ADORE_HOST_DEVICE constexpr index_t visible() const noexcept { return heavy + recent; }
   ADORE_HOST_DEVICE constexpr void observe(
       slot_state& state, slot_view, lane_view, float weight, index_t) const noexcept {

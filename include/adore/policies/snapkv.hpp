@@ -74,6 +74,7 @@ struct snapkv {
     return then == after_prompt::none ? unbounded : size;
   }
   ADORE_HOST_DEVICE constexpr index_t prompt_budget() const noexcept { return size; }
+  constexpr index_t nominal_budget() const noexcept { return size; }
   ADORE_HOST_DEVICE constexpr index_t protected_newest(lane_view lane) const noexcept {
     return lane.ends_prompt || then == after_prompt::h2o ? window : 0;
   }

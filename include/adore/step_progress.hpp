@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which part of which step a cache is in: what has been called, what may come next, and the
+// sentences that refuse everything else.
+#pragma once
+
+#include "adore/cache_options.hpp"
+#include "adore/concepts.hpp"
+#include "adore/eviction/ledger.hpp"
+#include "adore/kv_view.hpp"
+#include "adore/types.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace adore {
+
+class step_progress {
+ public:
+  enum class stage : std::uint8_t { idle, step, prompt };
+  struct row_step {
+    index_t row, count, first;  ///< first: number of its first token in the step
+  };
+  struct query {
+    index_t row;
+    position_t position;
+    position_t rotary = position;
+  };
+
+  step_progress(kv_shape const& shape, index_t max_new) : shape_(shape), max_new_(max_new) {}
+
+  std::span<row_step const> rows() const noexcept { return rows_; }
+  std::span<query> queries() noexcept { return queries_; }
+  std::span<query const> queries() const noexcept { return queries_; }
+  index_t tokens() const noexcept { return static_cast<index_t>(queries_.size()); }
+  bool in_prompt() const noexcept { return stage_ == stage::prompt; }
+
+  void require_idle(char const* what) const {
+    if (stage_ != stage::idle) {
+      throw std::logic_error(std::string("adore: ") + what + ": a step is under way; end it first");
+    }
+  }
+
+  /// @param by_slot  the lanes must have free slots for the new tokens
+  template <eviction_policy P>
+  void begin_step(ledger<P> const& books, std::span<row_tokens const> rows, bool by_slot) {
+    require_idle("begin_step");
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      check_row(books, rows[i]);
+      if (rows[i].count < 1 || rows[i].count > max_new_) {
+        throw std::logic_error("adore: begin_step: " + std::to_string(rows[i].count) +
+                               " new tokens for row " + std::to_string(rows[i].row) +
+                               "; max_new = " + std::to_string(max_new_));
+      }
+      for (std::size_t k = 0; k < i; ++k) {
+        if (rows[k].row == rows[i].row) {
+          throw std::logic_error("adore: begin_step: row " + std::to_string(rows[i].row) +
+                                 " is named twice");
+        }
+      }
+      if (by_slot) check_room(books, rows[i]);
+    }
+    begin(books, rows, stage::step);
+  }
+  template <eviction_policy P>
+  void begin_prompt(ledger<P> const& books, row_tokens const& whole) {
+    require_idle("begin_prompt");
+    check_row(books, whole);
+    if (whole.count < 1) throw std::logic_error("adore: begin_prompt: there are no tokens");
+    if (books.next_position(whole.row) != 0) {
+      throw std::logic_error("adore: begin_prompt: row " + std::to_string(whole.row) +
+                             " has seen tokens; a later prompt enters by continue_with");
+    }
+    begin(books, {&whole, 1}, stage::prompt);
+  }
+  void end() noexcept { stage_ = stage::idle; }
+
+  void append(index_t layer) {
+    layer_done& done = at(layer, "append");
+    if (done.appended) refuse("append", layer, "has its tokens already");
+    done.appended = true;
+  }
+  void attend(index_t layer) {
+    layer_done& done = at(layer, "attend");
+    if (done.observed) refuse("attend", layer, "has been attended already");
+    if (!done.appended) refuse("attend", layer, "lacks its append");
+    done.observed = true;
+  }
+  void observe(index_t layer) {
+    layer_done& done = at(layer, "observe");
+    if (done.observed) refuse("observe", layer, "has been observed already");
+    if (in_prompt()) refuse("observe", layer, "is in a dense prompt, which the cache must attend");
+    done.observed = true;
+  }
+
+  template <class T>
+  void check_tensor(char const* what, token_view<T> view, index_t heads) const {
+    if (view.tokens != tokens() || view.heads != heads || view.channels != shape_.channels) {
+      throw std::logic_error(std::string("adore: ") + what + ": a tensor is [" +
+                             std::to_string(view.tokens) + ", " + std::to_string(view.heads) +
+                             ", " + std::to_string(view.channels) + "], [" +
+                             std::to_string(tokens()) + ", " + std::to_string(heads) + ", " +
+                             std::to_string(shape_.channels) + "] is needed");
+    }
+  }
+  void check_heads(char const* what, index_t heads) const {
+    if (heads < 1 || heads % shape_.kv_heads != 0) {
+      throw std::logic_error(std::string("adore: ") + what + ": " + std::to_string(heads) +
+                             " query heads are no multiple of " + std::to_string(shape_.kv_heads) +
+                             " KV heads");
+    }
+  }
+
+  /// @param accepted  see `kv_cache::end_step`
+  template <eviction_policy P>
+  void check_end(std::span<index_t const> accepted) const {
+    if (stage_ == stage::idle) throw std::logic_error("adore: end_step: no step has begun");
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+      auto const layer = static_cast<index_t>(l);
+      if ((observes_attention<P> || in_prompt()) && !layers_[l].observed) {
+        refuse("end_step", layer, "was neither attended nor observed");
+      }
+      if (scores_keys<P> && !layers_[l].appended) refuse("end_step", layer, "lacks its append");
+    }
+    if (accepted.empty()) return;
+    if (in_prompt() || accepted.size() != rows_.size()) {
+      throw std::logic_error("adore: end_step: one accepted count per row of begin_step is needed");
+    }
+    for (std::size_t i = 0; i < accepted.size(); ++i) {
+      if (accepted[i] < 0 || accepted[i] > rows_[i].count) {
+        throw std::logic_error("adore: end_step: " + std::to_string(accepted[i]) + " of " +
+                               std::to_string(rows_[i].count) + " tokens accepted");
+      }
+    }
+  }
+
+ private:
+  struct layer_done {
+    bool appended = false, observed = false;
+  };
+
+  [[noreturn]] static void refuse(char const* what, index_t layer, char const* why) {
+    throw std::logic_error(std::string("adore: ") + what + ": layer " + std::to_string(layer) +
+                           " " + why);
+  }
+  layer_done& at(index_t layer, char const* what) {
+    if (stage_ == stage::idle) {
+      throw std::logic_error(std::string("adore: ") + what + ": no step has begun");
+    }
+    if (layer < 0 || layer >= shape_.layers) {
+      refuse(what, layer, ("does not exist; there are " + std::to_string(shape_.layers)).c_str());
+    }
+    return layers_[static_cast<std::size_t>(layer)];
+  }
+  template <eviction_policy P>
+  void check_row(ledger<P> const& books, row_tokens const& row) const {
+    if (row.row < 0 || row.row >= shape_.sequences || !books.is_open(row.row)) {
+      throw std::logic_error("adore: row " + std::to_string(row.row) +
+                             " holds no sequence; open it first");
+    }
+    bool const named = row.tokens.size() == static_cast<std::size_t>(row.count);
+    if (!row.tokens.empty() && !named) {
+      throw std::logic_error("adore: row " + std::to_string(row.row) + " brings " +
+                             std::to_string(row.count) + " tokens but names " +
+                             std::to_string(row.tokens.size()));
+    }
+    if (reads_tokens<P> && !named) {
+      throw std::logic_error("adore: this policy reads token ids; give them to begin_step");
+    }
+  }
+  template <eviction_policy P>
+  void check_room(ledger<P> const& books, row_tokens const& row) const {
+    index_t const first = row.row * books.lanes_per_row();
+    for (index_t lane = first; lane < first + books.lanes_per_row(); ++lane) {
+      if (shape_.slots - books.occupied(lane) < row.count) {
+        throw std::length_error("adore: row " + std::to_string(row.row) + " has " +
+                                std::to_string(shape_.slots - books.occupied(lane)) + " of " +
+                                std::to_string(shape_.slots) + " slots free for " +
+                                std::to_string(row.count) +
+                                " new tokens; give the store more slots or the policy a budget");
+      }
+    }
+  }
+  template <eviction_policy P>
+  void begin(ledger<P> const& books, std::span<row_tokens const> rows, stage what) {
+    rows_.clear();
+    queries_.clear();
+    for (row_tokens const& row : rows) {
+      rows_.push_back({row.row, row.count, tokens()});
+      position_t const first = books.next_position(row.row);
+      for (index_t j = 0; j < row.count; ++j) queries_.push_back({row.row, first + j});
+    }
+    layers_.assign(static_cast<std::size_t>(shape_.layers), {});
+    stage_ = what;
+  }
+
+  kv_shape shape_;
+  index_t max_new_;
+  stage stage_ = stage::idle;
+  std::vector<row_step> rows_;
+  std::vector<query> queries_;      // [token of the step]
+  std::vector<layer_done> layers_;  // [layer]
+};
+
+}  // namespace adore

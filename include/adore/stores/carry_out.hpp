@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Carries out in a store what the books have decided: released tokens leave, the rest may move
+// together.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/eviction/compact.hpp"
+#include "adore/eviction/ledger.hpp"
+#include "adore/eviction/slot_order.hpp"
+#include "adore/kv_view.hpp"
+#include "adore/stores/store_concepts.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+namespace adore {
+
+/// Tells a store which tokens of a lane have left; positions ascending.
+template <kv_store Store, eviction_policy P>
+index_t release_from(Store& store,
+                     ledger<P> const& books,
+                     index_t lane,
+                     std::span<position_t const> positions) {
+  scope const reach = books.reach();
+  return store.release({books.row_of(lane),
+                        reach == scope::model ? -1 : books.layer_of(lane),
+                        reach == scope::kv_head ? books.head_of(lane) : -1,
+                        positions});
+}
+
+/// Moves what a lane holds to its first slots, in all layers and heads that share the lane.
+template <slot_store Store, eviction_policy P>
+void compact_lane(
+    Store& store, ledger<P>& books, slot_order& order, index_t lane, compaction kind) {
+  auto const kept = order.slots(lane);
+  kv_shape const& shape = books.shape();
+  bool const all_layers = books.reach() == scope::model;
+  bool const one_head = books.reach() == scope::kv_head;
+  index_t const first_layer = all_layers ? 0 : books.layer_of(lane);
+  index_t const end_layer = all_layers ? shape.layers : first_layer + 1;
+  index_t const first_head = one_head ? books.head_of(lane) : 0;
+  index_t const end_head = one_head ? first_head + 1 : shape.kv_heads;
+  for (index_t layer = first_layer; layer < end_layer; ++layer) {
+    for (index_t head = first_head; head < end_head; ++head) {
+      compact(kind, kv_view_of(store.keys(layer)), books.row_of(lane), head, kept);
+      compact(kind, kv_view_of(store.values(layer)), books.row_of(lane), head, kept);
+    }
+  }
+  std::vector<index_t> new_slot_of(static_cast<std::size_t>(shape.slots), -1);
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    new_slot_of[static_cast<std::size_t>(kept[i])] = static_cast<index_t>(i);
+  }
+  books.move(lane, new_slot_of);
+  order.assign(lane, books.positions(lane));
+}
+
+/// After decisions: brings order and store in line with the books' released tokens.
+template <kv_store Store, eviction_policy P>
+void carry_out(Store& store, ledger<P>& books, slot_order& order, compaction kind) {
+  std::vector<position_t> left;
+  auto const released = books.released();
+  for (std::size_t i = 0; i < released.size();) {
+    index_t const lane = released[i].lane;
+    left.clear();
+    for (; i < released.size() && released[i].lane == lane; ++i) {
+      order.remove(lane, released[i].position);
+      left.push_back(released[i].position);
+    }
+    std::sort(left.begin(), left.end());
+    release_from(store, books, lane, left);
+    if constexpr (slot_store<Store>) {
+      if (kind != compaction::slot_reuse) compact_lane(store, books, order, lane, kind);
+    }
+  }
+}
+
+/// Copies all slots of one row to another, in one layer's K or V.
+template <class T>
+void copy_row(kv_view<T> view, index_t from, index_t to) {
+  for (index_t head = 0; head < view.kv_heads; ++head) {
+    for (index_t slot = 0; slot < view.slots; ++slot) {
+      for (index_t c = 0; c < view.channels; ++c) {
+        view(to, head, slot)[c * view.channel_stride] =
+            view(from, head, slot)[c * view.channel_stride];
+      }
+    }
+  }
+}
+
+}  // namespace adore
