@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compares retention policies on a real model: see --help, and comparison.cpp for how.
+#include "comparison.hpp"
+#include "llama/vocabulary.hpp"
+#include "report.hpp"
+#include "request.hpp"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <chrono>
+#include <exception>
+#include <fstream>
+#include <sstream>
+
+namespace {
+
+using clock_type = std::chrono::steady_clock;
+double since(clock_type::time_point begin) {
+  return std::chrono::duration<double>(clock_type::now() - begin).count();
+}
+
+std::string read_text(std::string const& name) {
+  std::ifstream file(name, std::ios::binary);
+  std::ostringstream content;
+  if (file) content << file.rdbuf();
+  if (!file || !content) throw comparison::mistake{"--text: " + name + " cannot be read"};
+  if (!name.ends_with(".jsonl")) return content.str();
+  std::istringstream lines(content.str());
+  std::string text;
+  std::string line;
+  for (int number = 1; std::getline(lines, line); ++number) {
+    auto const entry = nlohmann::json::parse(line, nullptr, false);
+    if (!entry.is_object() || !entry.contains("text") || !entry["text"].is_string()) {
+      throw comparison::mistake{"--text: " + name + " line " + std::to_string(number) +
+                             " is no JSON object with a \"text\""};
+    }
+    auto part = entry["text"].get<std::string>();
+    if (part.ends_with('\n')) part.pop_back();
+    text += (number == 1 ? "" : "\n") + part;
+  }
+  return text;
+}
+
+/// The text's first sequences x tokens tokens, [sequence][token].
+std::vector<std::vector<std::int32_t>> cut(std::vector<std::int32_t> const& all,
+                                           comparison::request const& asked) {
+  auto const wanted =
+      static_cast<std::size_t>(asked.tokens) * static_cast<std::size_t>(asked.sequences);
+  if (all.size() < wanted) {
+    throw comparison::mistake{fmt::format("--text: {} has {} tokens, {} x {} are asked for",
+                                       asked.text,
+                                       all.size(),
+                                       asked.sequences,
+                                       asked.tokens)};
+  }
+  std::vector<std::vector<std::int32_t>> sequences;
+  for (std::size_t begin = 0; begin < wanted; begin += static_cast<std::size_t>(asked.tokens)) {
+    auto const first = all.begin() + static_cast<std::ptrdiff_t>(begin);
+    sequences.emplace_back(first, first + asked.tokens);
+  }
+  return sequences;
+}
+
+/// Output files are tried before the work that they are to hold.
+void check_writable(std::string const& name) {
+  if (!name.empty() && !std::ofstream(name, std::ios::app)) {
+    throw comparison::mistake{"cannot write " + name};
+  }
+}
+
+int compare_policies(comparison::request const& asked) {
+  for (std::string const& name : {asked.csv, asked.json}) check_writable(name);
+  if (!asked.plot.empty()) check_writable(asked.plot + ".png");
+  auto const begin = clock_type::now();
+  std::string const text = read_text(asked.text);
+  auto const tokens = cut(llama_example::vocabulary(asked.model).encode(text), asked);
+  llama_example::model const weights = llama_example::read_model(asked.model);
+  llama_example::engine engine(weights, asked.threads);
+  double const loading = since(begin);
+
+  std::size_t const rows = asked.contestants.size() * tokens.size();
+  fmt::print("{} ({:.0f} M parameters, float32), {}\n",
+             asked.model,
+             static_cast<double>(weights.parameters()) / 1e6,
+             asked.text);
+  fmt::print("{} sequence(s) of {} tokens, {} policies and budgets = {} rows in lock-step\n",
+             tokens.size(),
+             asked.tokens,
+             asked.contestants.size(),
+             rows);
+  fmt::print("rotary positions: {}{}\n\n",
+             adore::word_of(asked.positions),
+             asked.prompt > 0 ? fmt::format("; dense prompt of {} tokens", asked.prompt) : "");
+  std::fflush(stdout);
+
+  auto const start = clock_type::now();
+  auto const results = comparison::run(asked, engine, tokens, [&](int done, int all) {
+    comparison::show_progress(done, all, since(start));
+  });
+  double const comparing = since(start);
+  comparison::print_table(results);
+  if (!asked.csv.empty()) comparison::write_csv(results, asked.csv);
+  if (!asked.json.empty()) comparison::write_json(asked, results, asked.json);
+  if (!asked.plot.empty()) comparison::write_plot(results, asked.plot);
+  fmt::print(
+      "\nppl: perplexity, and of the second half. KL, top1: against full attention. kept: share "
+      "of full attention's weight\nthat the attended tokens hold. stage: the policy's own time "
+      "per token. tok/s: one row alone.\n");
+  fmt::print("seconds: model and text {:.1f}, comparison {:.1f}\n", loading, comparing);
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  std::string sentence;
+  try {
+    auto const asked = comparison::read_request(count, arguments);
+    return asked ? compare_policies(*asked) : 0;
+  } catch (comparison::mistake const& error) {
+    sentence = error.sentence;
+  } catch (std::exception const& error) {
+    sentence = error.what();
+  }
+  fmt::print(stderr, "compare: {}\n", sentence);
+  return 2;
+}

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+# Draws a comparison: perplexity of the second half against the budget, one line per policy.
+# Usage: plot.py FILE... < results.json; the file names' endings choose the formats.
+import json
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+
+results = json.load(sys.stdin)
+figure, axes = plt.subplots(figsize=(9, 6), constrained_layout=True)
+budgets = sorted({line["budget"] for line in results if line["budget"] is not None})
+names = list(dict.fromkeys(line["policy"] for line in results if line["budget"] is not None))
+markers = "osD^v<>pPX*"
+for i, name in enumerate(names):
+    points = sorted(
+        (line["budget"], line["perplexity_second_half"])
+        for line in results
+        if line["policy"] == name and line["budget"] is not None
+    )
+    bound = name.startswith(("random", "dynamic_top_k"))
+    axes.plot(
+        [m for m, _ in points],
+        [p for _, p in points],
+        marker=markers[i % len(markers)],
+        linestyle="--" if bound else "-",
+        color=plt.get_cmap("tab20")(i % 20),
+        label=name,
+    )
+for line in results:
+    if line["budget"] is None and line["policy"] == "keep_all":
+        axes.axhline(line["perplexity_second_half"], color="black", label="keep_all")
+    elif line["budget"] is None:
+        axes.axhline(line["perplexity_second_half"], color="grey", linestyle=":", label=line["policy"])
+axes.set_xlabel("budget: tokens kept per lane after a step")
+axes.set_ylabel("perplexity of the second half")
+axes.set_yscale("log")
+axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+axes.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
+if budgets:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(budgets, [str(m) for m in budgets])
+axes.grid(True, which="both", alpha=0.3)
+axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+for name in sys.argv[1:]:
+    figure.savefig(name, dpi=150)

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "report.hpp"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <stdexcept>
+
+namespace comparison {
+
+namespace {
+
+std::ofstream open_file(std::string const& name) {
+  std::ofstream file(name);
+  if (!file) throw std::runtime_error("cannot write " + name);
+  return file;
+}
+
+std::string quoted(std::string const& text) {
+  return text.find(',') == std::string::npos ? text : '"' + text + '"';
+}
+
+std::string budget_text(result const& line, char const* none) {
+  return line.budget ? std::to_string(*line.budget) : none;
+}
+
+nlohmann::json json_of(std::vector<result> const& results) {
+  nlohmann::json lines = nlohmann::json::array();
+  for (result const& line : results) {
+    lines.push_back({{"policy", line.policy},
+                     {"settings", line.settings},
+                     {"budget", line.budget ? nlohmann::json(*line.budget) : nlohmann::json()},
+                     {"scope", adore::word_of(line.reach)},
+                     {"tokens", line.tokens},
+                     {"perplexity", line.perplexity},
+                     {"perplexity_second_half", line.perplexity_second_half},
+                     {"kl", line.kl},
+                     {"top1", line.top1},
+                     {"kept_weight", line.kept_weight},
+                     {"kv_bytes", line.kv_bytes},
+                     {"kv_bytes_live", line.kv_bytes_live},
+                     {"stage_us_per_token", line.stage_us_per_token},
+                     {"tokens_per_second", line.tokens_per_second}});
+  }
+  return lines;
+}
+
+}  // namespace
+
+void print_table(std::vector<result> const& results) {
+  fmt::print("{:<30} {:>6} {:>8} {:>9} {:>9} {:>7} {:>6} {:>6} {:>8} {:>8} {:>8} {:>7}\n",
+             "policy",
+             "budget",
+             "scope",
+             "ppl",
+             "ppl 2nd",
+             "KL",
+             "top1",
+             "kept",
+             "KV MB",
+             "live MB",
+             "stage us",
+             "tok/s");
+  for (result const& line : results) {
+    fmt::print(
+        "{:<30} {:>6} {:>8} {:>9.2f} {:>9.2f} {:>7.3f} {:>6.3f} {:>6.3f} {:>8.2f} {:>8.2f} "
+        "{:>8.1f} {:>7.1f}\n",
+        line.policy,
+        budget_text(line, "-"),
+        adore::word_of(line.reach),
+        line.perplexity,
+        line.perplexity_second_half,
+        line.kl,
+        line.top1,
+        line.kept_weight,
+        static_cast<double>(line.kv_bytes) / 1e6,
+        static_cast<double>(line.kv_bytes_live) / 1e6,
+        line.stage_us_per_token,
+        line.tokens_per_second);
+  }
+}
+
+void write_csv(std::vector<result> const& results, std::string const& name) {
+  std::ofstream file = open_file(name);
+  file << "policy,budget,scope,tokens,perplexity,perplexity_second_half,kl,top1,kept_weight,kv_"
+          "bytes,"
+          "kv_bytes_live,stage_us_per_token,tokens_per_second,settings\n";
+  for (result const& line : results) {
+    file << fmt::format("{},{},{},{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{},{:.4g},{:.4g},{}\n",
+                        quoted(line.policy),
+                        budget_text(line, ""),
+                        adore::word_of(line.reach),
+                        line.tokens,
+                        line.perplexity,
+                        line.perplexity_second_half,
+                        line.kl,
+                        line.top1,
+                        line.kept_weight,
+                        line.kv_bytes,
+                        line.kv_bytes_live,
+                        line.stage_us_per_token,
+                        line.tokens_per_second,
+                        quoted(line.settings));
+  }
+  if (!file.flush()) throw std::runtime_error("cannot write " + name);
+}
+
+void write_json(request const& asked, std::vector<result> const& results, std::string const& name) {
+  nlohmann::json const document = {{"model", asked.model},
+                                   {"text", asked.text},
+                                   {"tokens", asked.tokens},
+                                   {"sequences", asked.sequences},
+                                   {"prompt", asked.prompt},
+                                   {"positions", adore::word_of(asked.positions)},
+                                   {"threads", asked.threads},
+                                   {"results", json_of(results)}};
+  std::ofstream file = open_file(name);
+  file << document.dump(2) << '\n';
+  if (!file.flush()) throw std::runtime_error("cannot write " + name);
+}
+
+void write_plot(std::vector<result> const& results, std::string const& name) {
+  // the script reads the results as JSON from its standard input
+  std::string const command =
+      "'" ADORE_PYTHON "' '" ADORE_PLOT_SCRIPT "' '" + name + ".png' '" + name + ".svg'";
+  std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command.c_str(), "w"), pclose);
+  if (!pipe) throw std::runtime_error("the plot needs python3, which cannot be started");
+  std::string const text = json_of(results).dump();
+  std::fwrite(text.data(), 1, text.size(), pipe.get());
+  if (pclose(pipe.release()) != 0) {
+    throw std::runtime_error("the plot could not be drawn; it needs python3-matplotlib");
+  }
+}
+
+void show_progress(int done, int all, double seconds) {
+  if (isatty(STDERR_FILENO) == 0) return;
+  constexpr int width = 40;
+  int const filled = static_cast<int>(static_cast<long>(width) * done / all);
+  double const left = seconds / done * (all - done);
+  fmt::print(stderr,
+             "\r[{:=<{}}{: <{}}] {}/{} tokens, {:.0f} s, {:.0f} s left   ",
+             "",
+             filled,
+             "",
+             width - filled,
+             done,
+             all,
+             seconds,
+             left);
+  if (done == all) fmt::print(stderr, "\n");
+}
+
+}  // namespace comparison

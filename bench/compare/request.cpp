@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "request.hpp"
+
+#include <adore/policy_text.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <map>
+#include <string_view>
+#include <thread>
+
+namespace comparison {
+
+namespace {
+
+/// What `all` stands for: every policy that means something for any model and text.
+constexpr std::string_view all_policies =
+    "sliding_window;strided;strided(bound=none);strided_doubling;streaming_llm;h2o;decayed_h2o;"
+    "h2o_per_age;h2o_mask_simulation;h2o_algorithm_1;tova;key_norm;random_reservoir;random_victim;"
+    "sparse_transformer;dynamic_top_k(agreed=kv_head);dynamic_top_k(agreed=layer)";
+
+std::vector<std::string> split(std::string const& text, char separator) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    std::size_t const end = std::min(text.find(separator, begin), text.size());
+    std::string part = text.substr(begin, end - begin);
+    part.erase(0, part.find_first_not_of(" \t\n"));
+    part.erase(part.find_last_not_of(" \t\n") + 1);
+    if (!part.empty()) parts.push_back(part);
+    begin = end + 1;
+  }
+  return parts;
+}
+
+std::vector<adore::index_t> read_budgets(std::string const& text) {
+  std::vector<adore::index_t> budgets;
+  for (std::string const& part : split(text, ',')) {
+    adore::index_t budget = 0;
+    if (!adore::detail::read_value(part, budget) || budget < 0) {
+      throw mistake{"--budgets: '" + part + "' is not a number of tokens"};
+    }
+    budgets.push_back(budget);
+  }
+  if (budgets.empty()) throw mistake{"--budgets: at least one number of tokens is needed"};
+  return budgets;
+}
+
+void refuse_what_makes_no_sense(std::string const& name, request const& asked) {
+  if (name == adore::snapkv::name && asked.prompt == 0) {
+    throw mistake{"snapkv selects once, at the end of a dense prompt: give --prompt N with it"};
+  }
+  if (name == adore::sentinel::name) {
+    throw mistake{
+        "sentinel needs a model trained with its two sentinel tokens, and a text that "
+        "contains them; on another model it has no meaning to compare"};
+  }
+}
+
+/// Adds the contestants of one policy: one per budget, or one if the budgets do not concern it.
+void add_contestants(std::string const& policy,
+                     std::vector<adore::index_t> const& budgets,
+                     request& asked) {
+  refuse_what_makes_no_sense(adore::policy_text::parse(policy).name, asked);
+  std::string first_text;
+  for (adore::index_t const budget : budgets) {
+    std::string text;
+    bool unbounded = false;
+    adore::with_policy(policy, budget, [&](auto const& made) {
+      text = adore::to_text(made);
+      unbounded = adore::nominal_budget_of(made) == adore::unbounded;
+    });
+    if (unbounded) {
+      asked.contestants.push_back({policy, std::nullopt});
+      return;
+    }
+    if (text == first_text) return;  // it gives its budget itself
+    if (first_text.empty()) first_text = text;
+    asked.contestants.push_back({policy, budget});
+  }
+}
+
+}  // namespace
+
+std::optional<request> read_request(int count, char** arguments) {
+  request asked;
+  asked.threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  std::string policies = "all";
+  std::string budgets = "64,128";
+  std::string reach = "default";
+  std::string positions = "original";
+
+  CLI::App app{
+      "Compares KV-cache retention policies on a model and a text.\n\n"
+      "All policies run in lock-step as rows of one batch, token by token, each with its own "
+      "cache\n"
+      "from which released tokens are really gone. Full attention (keep_all) is always among "
+      "them:\n"
+      "the others are measured against it on the same text."};
+  app.add_option("--model", asked.model, "GGUF file of a Llama-family model")->required();
+  app.add_option("--text",
+                 asked.text,
+                 "file with plain text, or .jsonl lines whose \"text\" fields are joined")
+      ->required();
+  app.add_option("--tokens", asked.tokens, "tokens per sequence")->capture_default_str();
+  app.add_option(
+         "--sequences", asked.sequences, "the text is cut into so many sequences, from its start")
+      ->capture_default_str();
+  app.add_option("--policies",
+                 policies,
+                 "separated by semicolons, each name or name(field=value,...); `all` stands for\n" +
+                     std::string(all_policies) + "\nand for snapkv, if there is a prompt")
+      ->capture_default_str();
+  app.add_option(
+         "--budgets",
+         budgets,
+         "tokens that a lane keeps after each step, separated by commas; a policy's other\n"
+         "fields follow by their defaults (sinks 4; recent m/2 for h2o and h2o_per_age, m/4\n"
+         "for decayed_h2o); policies without a budget run once")
+      ->capture_default_str();
+  app.add_option(
+         "--prompt",
+         asked.prompt,
+         "so many tokens of each sequence enter at once by dense attention, followed by one\n"
+         "selection; only the tokens after them are measured")
+      ->capture_default_str();
+  app.add_option("--scope",
+                 reach,
+                 "what has a kept set of its own: model, layer, kv_head, or default: each policy's")
+      ->capture_default_str();
+  app.add_option("--positions",
+                 positions,
+                 "rotary positions: original (of the text) or cache_index (rank in the cache)")
+      ->capture_default_str();
+  app.add_option("--threads", asked.threads, "threads of the engine")->capture_default_str();
+  app.add_option("--csv", asked.csv, "writes the table as CSV to this file");
+  app.add_option("--json", asked.json, "writes settings and table as JSON to this file");
+  app.add_option(
+      "--plot",
+      asked.plot,
+      "plots quality against budget to FILE.png and FILE.svg (needs python3-matplotlib)");
+  try {
+    app.parse(count, arguments);
+  } catch (CLI::CallForHelp const&) {
+    std::cout << app.help();
+    return std::nullopt;
+  } catch (CLI::ParseError const& error) {
+    throw mistake{std::string(error.what()) + " (see --help)"};
+  }
+
+  if (asked.tokens < 2) throw mistake{"--tokens: at least 2 are needed, one to predict another"};
+  if (asked.sequences < 1) throw mistake{"--sequences: at least 1 is needed"};
+  if (asked.threads < 1) throw mistake{"--threads: at least 1 is needed"};
+  if (asked.prompt < 0 || asked.prompt >= asked.tokens) {
+    throw mistake{"--prompt: must be smaller than --tokens (" + std::to_string(asked.tokens) + ")"};
+  }
+  adore::scope chosen{};
+  if (reach != "default") {
+    if (!adore::detail::read_value(reach, chosen)) {
+      throw mistake{"--scope: '" + reach + "' is none of default, model, layer, kv_head"};
+    }
+    asked.reach = chosen;
+  }
+  if (!adore::detail::read_value(positions, asked.positions)) {
+    throw mistake{"--positions: '" + positions + "' is neither original nor cache_index"};
+  }
+  if (policies == "all") {
+    policies = std::string(all_policies) + (asked.prompt > 0 ? ";snapkv" : "");
+  }
+  asked.contestants.push_back({adore::keep_all::name, std::nullopt});
+  std::vector<adore::index_t> const tokens_kept = read_budgets(budgets);
+  for (std::string const& policy : split(policies, ';')) {
+    if (adore::policy_text::parse(policy).name == adore::keep_all::name) continue;
+    add_contestants(policy, tokens_kept, asked);
+  }
+  return asked;
+}
+
+}  // namespace comparison
