@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where the store chooses the slots, it must copy a row itself.
+// expected-error: this store cannot fork: it needs 'void fork(index_t from, index_t to)'
+#include "adore/kv_cache.hpp"
+#include "adore/policies/sliding_window.hpp"
+
+struct my_store {
+  static constexpr adore::scope finest_scope = adore::scope::model;
+  adore::kv_shape shape() const { return {.slots = 8, .channels = 4}; }
+  adore::index_t capacity() const { return 8; }
+  adore::index_t granule() const { return 1; }
+  adore::index_t release(adore::released_positions const& tokens) {
+    return static_cast<adore::index_t>(tokens.positions.size());
+  }
+};
+
+int main() {
+  adore::kv_cache<my_store, adore::sliding_window> cache(my_store{}, {.size = 4});
+  cache.open(0);
+  cache.fork(0, 1);
+}
