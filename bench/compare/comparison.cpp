@@ -101,12 +101,14 @@ class match {
       // full attention holds every position, so that a position is an index
       std::vector<float> const& full = full_lane(seen.row, seen.layer, seen.kv_head);
       if (static_cast<adore::index_t>(full.size()) - 1 < each.measured_from) return;
-      float held = 0.0F;
+      double held = 0.0;
       for (std::size_t i = 0; i < seen.positions.size(); ++i) {
-        if (seen.weights[i] > 0.0F) held += full[static_cast<std::size_t>(seen.positions[i])];
+        if (seen.weights[i] > 0.0F) {
+          held += double{full[static_cast<std::size_t>(seen.positions[i])]};
+        }
       }
       measures& sums = each.by_row[static_cast<std::size_t>(seen.row)];
-      sums.kept_weight += double{held} / std::accumulate(full.begin(), full.end(), 0.0);
+      sums.kept_weight += held / std::accumulate(full.begin(), full.end(), 0.0);
       ++sums.kept_weight_samples;
     };
     if (which == 0) {
@@ -180,11 +182,9 @@ class match {
   /// A few steps of the first row alone, in the state in which the text left it.
   void time(competitor& each) {
     std::vector<double> seconds;
-    for (int i = 0; i < timed_steps; ++i) {
-      llama_example::group part{
-          .cache = each.cache.get(),
-          .rows = {
-              {0, 1, std::span<std::int32_t const>(&tokens_[0][static_cast<std::size_t>(i)], 1)}}};
+    for (std::size_t i = 0; i < timed_steps; ++i) {
+      std::span<std::int32_t const> const token(&tokens_[0][i % tokens_[0].size()], 1);
+      llama_example::group part{.cache = each.cache.get(), .rows = {{0, 1, token}}};
       auto const start = std::chrono::steady_clock::now();
       engine_.step({&part, 1});
       seconds.push_back(

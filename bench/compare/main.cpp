@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -23,8 +24,10 @@ double since(clock_type::time_point begin) {
 std::string read_text(std::string const& name) {
   std::ifstream file(name, std::ios::binary);
   std::ostringstream content;
-  if (file) content << file.rdbuf();
-  if (!file || !content) throw comparison::mistake{"--text: " + name + " cannot be read"};
+  if (file.peek() != std::ifstream::traits_type::eof()) content << file.rdbuf();
+  if (!file.is_open() || file.bad() || !content) {
+    throw comparison::mistake{"--text: " + name + " cannot be read"};
+  }
   if (!name.ends_with(".jsonl")) return content.str();
   std::istringstream lines(content.str());
   std::string text;
@@ -33,7 +36,7 @@ std::string read_text(std::string const& name) {
     auto const entry = nlohmann::json::parse(line, nullptr, false);
     if (!entry.is_object() || !entry.contains("text") || !entry["text"].is_string()) {
       throw comparison::mistake{"--text: " + name + " line " + std::to_string(number) +
-                             " is no JSON object with a \"text\""};
+                                " is no JSON object with a \"text\""};
     }
     auto part = entry["text"].get<std::string>();
     if (part.ends_with('\n')) part.pop_back();
@@ -49,10 +52,10 @@ std::vector<std::vector<std::int32_t>> cut(std::vector<std::int32_t> const& all,
       static_cast<std::size_t>(asked.tokens) * static_cast<std::size_t>(asked.sequences);
   if (all.size() < wanted) {
     throw comparison::mistake{fmt::format("--text: {} has {} tokens, {} x {} are asked for",
-                                       asked.text,
-                                       all.size(),
-                                       asked.sequences,
-                                       asked.tokens)};
+                                          asked.text,
+                                          all.size(),
+                                          asked.sequences,
+                                          asked.tokens)};
   }
   std::vector<std::vector<std::int32_t>> sequences;
   for (std::size_t begin = 0; begin < wanted; begin += static_cast<std::size_t>(asked.tokens)) {
@@ -64,9 +67,10 @@ std::vector<std::vector<std::int32_t>> cut(std::vector<std::int32_t> const& all,
 
 /// Output files are tried before the work that they are to hold.
 void check_writable(std::string const& name) {
-  if (!name.empty() && !std::ofstream(name, std::ios::app)) {
-    throw comparison::mistake{"cannot write " + name};
-  }
+  if (name.empty()) return;
+  bool const is_new = !std::filesystem::exists(name);
+  if (!std::ofstream(name, std::ios::app)) throw comparison::mistake{"cannot write " + name};
+  if (is_new) std::filesystem::remove(name);
 }
 
 int compare_policies(comparison::request const& asked) {

@@ -75,7 +75,8 @@ double measures::top1() const {
   return ratio(static_cast<double>(agreements), predictions);
 }
 double measures::mean_kept_weight() const {
-  return ratio(kept_weight, kept_weight_samples);
+  // a text that is never longer than the budget is kept whole
+  return kept_weight_samples > 0 ? ratio(kept_weight, kept_weight_samples) : 1.0;
 }
 
 }  // namespace comparison

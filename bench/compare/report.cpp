@@ -24,6 +24,19 @@ std::string quoted(std::string const& text) {
   return text.find(',') == std::string::npos ? text : '"' + text + '"';
 }
 
+/// A word that the shell takes as it is.
+std::string shell_word(std::string const& text) {
+  std::string word = "'";
+  for (char const letter : text) {
+    if (letter == '\'') {
+      word += "'\\''";
+    } else {
+      word += letter;
+    }
+  }
+  return word + "'";
+}
+
 std::string budget_text(result const& line, char const* none) {
   return line.budget ? std::to_string(*line.budget) : none;
 }
@@ -119,14 +132,15 @@ void write_json(request const& asked, std::vector<result> const& results, std::s
                                    {"threads", asked.threads},
                                    {"results", json_of(results)}};
   std::ofstream file = open_file(name);
-  file << document.dump(2) << '\n';
+  // a file name need not be UTF-8
+  file << document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
   if (!file.flush()) throw std::runtime_error("cannot write " + name);
 }
 
 void write_plot(std::vector<result> const& results, std::string const& name) {
   // the script reads the results as JSON from its standard input
-  std::string const command =
-      "'" ADORE_PYTHON "' '" ADORE_PLOT_SCRIPT "' '" + name + ".png' '" + name + ".svg'";
+  std::string const command = "'" ADORE_PYTHON "' '" ADORE_PLOT_SCRIPT "' " +
+                              shell_word(name + ".png") + " " + shell_word(name + ".svg");
   std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command.c_str(), "w"), pclose);
   if (!pipe) throw std::runtime_error("the plot needs python3, which cannot be started");
   std::string const text = json_of(results).dump();

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 
@@ -26,17 +27,23 @@ class gguf_file {
     std::error_code error;
     size_ = std::filesystem::file_size(path_, error);
     if (error) refuse(path_, "cannot be read (" + error.message() + ")");
+    file_.open(path_, std::ios::binary);
+    if (!file_) refuse(path_, "cannot be opened");
     ggml_log_set([](ggml_log_level, char const*, void*) {}, nullptr);  // we report by exceptions
     context_.reset(gguf_init_from_file(path_.c_str(), {.no_alloc = true, .ctx = nullptr}));
     if (!context_) refuse(path_, "is damaged or no GGUF file: its header cannot be read");
-    file_.open(path_, std::ios::binary);
   }
 
   std::string text(char const* key) const {
     return gguf_get_val_str(context_.get(), typed(key, GGUF_TYPE_STRING));
   }
   int number(std::string const& key) const {
-    return static_cast<int>(gguf_get_val_u32(context_.get(), typed(key.c_str(), GGUF_TYPE_UINT32)));
+    std::uint32_t const value =
+        gguf_get_val_u32(context_.get(), typed(key.c_str(), GGUF_TYPE_UINT32));
+    if (value > std::uint32_t{std::numeric_limits<int>::max()}) {
+      refuse(path_, "entry " + key + " = " + std::to_string(value) + " is too large");
+    }
+    return static_cast<int>(value);
   }
   int number_or(std::string const& key, int otherwise) const {
     return has(key) ? number(key) : otherwise;
@@ -54,7 +61,7 @@ class gguf_file {
     std::int64_t const id = gguf_find_tensor(context_.get(), name.c_str());
     if (id < 0) refuse(path_, "lacks the tensor " + name);
     std::int64_t const* const shape = gguf_get_tensor_ne(context_.get(), id);
-    if (shape[0] != columns || shape[1] != rows || shape[2] != 1) {
+    if (shape[0] != columns || shape[1] != rows || shape[2] != 1 || shape[3] != 1) {
       refuse(path_,
              "tensor " + name + " is [" + std::to_string(shape[1]) + ", " +
                  std::to_string(shape[0]) + "], [" + std::to_string(rows) + ", " +
@@ -63,7 +70,7 @@ class gguf_file {
     std::size_t const offset =
         gguf_get_data_offset(context_.get()) + gguf_get_tensor_offset(context_.get(), id);
     std::size_t const bytes = gguf_get_tensor_size(context_.get(), id);
-    if (offset + bytes > size_) {
+    if (offset > size_ || bytes > size_ - offset) {
       refuse(path_,
              "is cut off: tensor " + name + " needs bytes " + std::to_string(offset) + " to " +
                  std::to_string(offset + bytes) + " of a file of " + std::to_string(size_));
@@ -87,9 +94,9 @@ class gguf_file {
       }
       convert(raw.data(), values.data(), count);
     }
-    float sum = 0.0F;
-    for (float const value : values) sum += std::abs(value);
-    if (!std::isfinite(sum)) {
+    bool finite = true;
+    for (float const value : values) finite &= std::isfinite(value);
+    if (!finite) {
       refuse(path_,
              "is damaged: tensor " + name + " at offset " + std::to_string(offset) +
                  " holds numbers that are not finite");
@@ -155,14 +162,32 @@ model read_model(std::string const& path) {
                std::to_string(m.kv_heads));
   }
   m.channels = file.number_or("llama.attention.key_length", m.width / m.heads);
+  m.rope_channels = file.number_or("llama.rope.dimension_count", m.channels);
+  if (m.channels < 1 || m.channels > std::numeric_limits<int>::max() / m.heads ||
+      m.rope_channels < 2 || m.rope_channels > m.channels || m.rope_channels % 2 != 0) {
+    refuse(path,
+           "has sizes that make no sense together: heads of " + std::to_string(m.channels) +
+               " channels, of which " + std::to_string(m.rope_channels) + " are turned");
+  }
   m.trained_context = file.number("llama.context_length");
   m.norm_epsilon = file.real("llama.attention.layer_norm_rms_epsilon");
   if (file.has("llama.rope.freq_base")) m.rope_base = double{file.real("llama.rope.freq_base")};
-  m.rope_channels = file.number_or("llama.rope.dimension_count", m.channels);
+  if (!std::isfinite(m.norm_epsilon) || m.norm_epsilon < 0.0F || !std::isfinite(m.rope_base) ||
+      m.rope_base <= 0.0) {
+    refuse(path,
+           "has an epsilon of " + std::to_string(m.norm_epsilon) + " and a rotary base of " +
+               std::to_string(m.rope_base) + ", which make no sense");
+  }
   if (file.has_tensor("rope_freqs.weight")) {
     m.rope_factors = file.tensor("rope_freqs.weight", 1, m.rope_channels / 2);
+    for (float const factor : m.rope_factors) {
+      if (factor <= 0.0F) {
+        refuse(path, "is damaged: tensor rope_freqs.weight holds " + std::to_string(factor));
+      }
+    }
   }
   m.vocabulary = file.number("llama.vocab_size");
+  if (m.vocabulary < 1) refuse(path, "has no vocabulary");
 
   auto const read = [&](std::string const& name, int rows, int columns) {
     return matrix{rows, columns, file.tensor(name, rows, columns)};

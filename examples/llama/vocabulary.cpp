@@ -3,18 +3,41 @@
 
 #include <llama.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace llama_example {
 
+namespace {
+
+/// llama.cpp would print why it refuses a file; we report by exceptions.
+void keep_first_error(ggml_log_level level, char const* text, void* reason) {
+  auto& first = *static_cast<std::string*>(reason);
+  if (level == GGML_LOG_LEVEL_ERROR && first.empty()) first = text;
+}
+void ignore(ggml_log_level, char const*, void*) {}
+
+/// The text without line breaks: a damaged file may bring its own into a message.
+std::string in_one_line(std::string text) {
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  std::replace_if(
+      text.begin(), text.end(), [](char letter) { return letter >= 0 && letter < ' '; }, '?');
+  return text;
+}
+
+}  // namespace
+
 vocabulary::vocabulary(std::string const& path) {
-  llama_log_set([](ggml_log_level, char const*, void*) {}, nullptr);  // we report by exceptions
   llama_model_params parameters = llama_model_default_params();
   parameters.vocab_only = true;
+  std::string reason;
+  llama_log_set(keep_first_error, &reason);
   model_ = {llama_model_load_from_file(path.c_str(), parameters),
             [](llama_model* model) { llama_model_free(model); }};
+  llama_log_set(ignore, nullptr);
   if (!model_) {
-    throw std::runtime_error("model file " + path + ": its vocabulary cannot be read");
+    throw std::runtime_error("model file " + path + ": its vocabulary cannot be read (" +
+                             in_one_line(reason) + ")");
   }
 }
 

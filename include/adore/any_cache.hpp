@@ -68,11 +68,11 @@ class any_cache {
 
 namespace detail {
 
-template <described P>
+template <class T, described P>
 class cache_of final : public any_cache {
  public:
   cache_of(kv_shape const& shape, P const& policy, cache_options const& options)
-      : cache_(host_store<float>(shape), policy, options) {}
+      : cache_(host_store<T>(shape), policy, options) {}
 
   std::string policy() const override { return to_text(cache_.policy()); }
   index_t nominal_budget() const override { return nominal_budget_of(cache_.policy()); }
@@ -125,11 +125,11 @@ class cache_of final : public any_cache {
     for (index_t lane = 0; lane < shape.sequences * books.lanes_per_row(); ++lane) {
       tokens += static_cast<std::size_t>(books.occupied(lane));
     }
-    return tokens * shared * static_cast<std::size_t>(shape.channels) * 2 * sizeof(float);
+    return tokens * shared * static_cast<std::size_t>(shape.channels) * 2 * sizeof(T);
   }
 
  private:
-  kv_cache<host_store<float>, P> cache_;
+  kv_cache<host_store<T>, P> cache_;
 };
 
 }  // namespace detail
@@ -155,10 +155,14 @@ constexpr index_t slots_for(P const& policy, cache_request const& request, index
 
 /// A cache in host memory for the policy that `text` names, with as many slots as it needs.
 ///
+/// Compiles a cache for each policy in the list: call it in one source file of a program.
+///
+/// @tparam T  element type of K and V
 /// @throws std::invalid_argument as `policy_of` and `kv_cache`
-inline std::unique_ptr<any_cache> make_cache(std::string_view text,
-                                             cache_request const& request,
-                                             cache_options const& options = {}) {
+template <class T = float>
+std::unique_ptr<any_cache> make_cache(std::string_view text,
+                                      cache_request const& request,
+                                      cache_options const& options = {}) {
   std::unique_ptr<any_cache> cache;
   with_policy(text, request.budget, [&](auto const& policy) {
     using P = std::remove_cvref_t<decltype(policy)>;
@@ -167,7 +171,7 @@ inline std::unique_ptr<any_cache> make_cache(std::string_view text,
                          request.kv_heads,
                          slots_for(policy, request, options.max_new),
                          request.channels};
-    cache = std::make_unique<detail::cache_of<P>>(shape, policy, options);
+    cache = std::make_unique<detail::cache_of<T, P>>(shape, policy, options);
   });
   return cache;
 }

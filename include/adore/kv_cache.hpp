@@ -133,6 +133,8 @@ class kv_cache {
     }
     begin_step(rows);
   }
+  /// New tokens for one row.
+  void begin_step(row_tokens const& row) { begin_step(std::span<row_tokens const>(&row, 1)); }
   /// @throws std::logic_error in the middle of a step, for a row that is not open or named twice,
   /// or
   ///         if the policy reads tokens and none are given
@@ -268,6 +270,8 @@ class kv_cache {
 
   /// Ends the step with all its tokens accepted.
   void end_step() { end_step(std::span<index_t const>{}); }
+  /// Ends a step of one row, of whose tokens the first `accepted` stay.
+  void end_step(index_t accepted) { end_step(std::span<index_t const>(&accepted, 1)); }
   /// Ends the step; of row i's tokens the first accepted[i] stay, the others never were.
   ///
   /// @param accepted  one number per row of `begin_step`, or empty: all
@@ -346,8 +350,7 @@ class kv_cache {
                            : static_cast<std::size_t>(options_.max_new);
     for (std::size_t begin = 0; begin < tokens.size(); begin += chunk) {
       auto const part = tokens.subspan(begin, std::min(chunk, tokens.size() - begin));
-      row_tokens const step{row, static_cast<index_t>(part.size()), part};
-      begin_step({&step, 1});
+      begin_step(row_tokens{row, static_cast<index_t>(part.size()), part});
       forward(part);
       end_step();
     }

@@ -139,6 +139,19 @@ struct token_view {
         token_stride(per_token),
         head_stride(n_channels) {}
 
+  /// Contiguous memory inside a span, whose size is checked.
+  ///
+  /// @throws std::invalid_argument if the span is too small
+  constexpr token_view(std::span<T> memory, index_t n_tokens, index_t n_heads, index_t n_channels)
+      : token_view(memory.data(), n_tokens, n_heads, n_channels) {
+    auto const needed = static_cast<std::size_t>(n_tokens) * static_cast<std::size_t>(n_heads) *
+                        static_cast<std::size_t>(n_channels);
+    if (memory.size() < needed) {
+      throw std::invalid_argument("token_view: a span of " + std::to_string(memory.size()) +
+                                  " elements is too small for " + std::to_string(needed));
+    }
+  }
+
   ADORE_HOST_DEVICE constexpr T* operator()(index_t token, index_t head) const noexcept {
     return data + token * token_stride + head * head_stride;
   }

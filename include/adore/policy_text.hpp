@@ -121,7 +121,7 @@ std::string to_text(P policy) {
   P::fields(policy, [&](std::string_view name, auto& value) {
     fields += (fields.empty() ? "" : ",") + std::string(name) + "=" + detail::write_value(value);
   });
-  return fields.empty() ? P::name : std::string(P::name) + "(" + fields + ")";
+  return std::string(P::name) + (fields.empty() ? "" : "(" + fields + ")");
 }
 
 /// Makes a policy from its text.
@@ -135,7 +135,9 @@ P policy_of(policy_text const& text, std::optional<index_t> budget = std::nullop
   bool own_budget = std::string_view(P::budget_field).empty() || !budget;
   for (auto const& field : text.fields) own_budget = own_budget || field.first == P::budget_field;
   P policy = own_budget ? P{} : P::of_budget(*budget);
-  for (auto const& [name, given] : text.fields) {
+  for (auto const& entry : text.fields) {
+    std::string const& name = entry.first;
+    std::string const& given = entry.second;
     bool known = false;
     std::string names;
     P::fields(policy, [&](std::string_view field, auto& value) {
@@ -178,7 +180,8 @@ void with_policy(std::string_view text,
   if (found) return;
   std::string names;
   ((names += (names.empty() ? "" : ", ") + std::string(Policies::name)), ...);
-  throw std::invalid_argument("adore: there is no policy '" + parsed.name + "'; there are " + names);
+  throw std::invalid_argument("adore: there is no policy '" + parsed.name + "'; there are " +
+                              names);
 }
 /// ... from the list of all policies.
 template <class Use>
