@@ -75,7 +75,14 @@ void check_writable(std::string const& name) {
 
 int compare_policies(comparison::request const& asked) {
   for (std::string const& name : {asked.csv, asked.json}) check_writable(name);
-  if (!asked.plot.empty()) check_writable(asked.plot + ".png");
+  if (!asked.plot.empty()) {
+    check_writable(asked.plot + ".png");
+    if (!comparison::can_plot()) {
+      throw comparison::mistake{
+          "--plot: python3 cannot import matplotlib (Debian and Ubuntu: "
+          "python3-matplotlib)"};
+    }
+  }
   auto const begin = clock_type::now();
   std::string const text = read_text(asked.text);
   auto const tokens = cut(llama_example::vocabulary(asked.model).encode(text), asked);

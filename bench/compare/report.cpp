@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <stdexcept>
@@ -135,6 +136,10 @@ void write_json(request const& asked, std::vector<result> const& results, std::s
   // a file name need not be UTF-8
   file << document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
   if (!file.flush()) throw std::runtime_error("cannot write " + name);
+}
+
+bool can_plot() {
+  return std::system("'" ADORE_PYTHON "' -c 'import matplotlib' > /dev/null 2>&1") == 0;
 }
 
 void write_plot(std::vector<result> const& results, std::string const& name) {

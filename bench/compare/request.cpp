@@ -69,6 +69,12 @@ void add_contestants(std::string const& policy,
     adore::with_policy(policy, budget, [&](auto const& made) {
       text = adore::to_text(made);
       unbounded = adore::nominal_budget_of(made) == adore::unbounded;
+      if constexpr (adore::limits_attention<std::remove_cvref_t<decltype(made)>>) {
+        if (made.attention_limit().scope == adore::top_k_scope::layer &&
+            asked.reach == adore::scope::kv_head) {
+          throw mistake{policy + ": heads that agree on one set need --scope layer or model"};
+        }
+      }
     });
     if (unbounded) {
       asked.contestants.push_back({policy, std::nullopt});

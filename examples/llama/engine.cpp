@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <stdexcept>
+#include <string>
 
 // OpenBLAS's own threads would spin beside ours; another BLAS has no such function.
 extern "C" void openblas_set_num_threads(int) __attribute__((weak));
@@ -30,6 +32,7 @@ engine::engine(model const& weights, int threads) : model_(weights), workers_(th
 }
 
 std::span<float const> engine::step(std::span<group> groups) {
+  if (groups.empty()) return {};
   begin(groups);
 
   for (int i = 0; i < tokens_; ++i) {
@@ -83,6 +86,14 @@ void engine::begin(std::span<group> groups) {
     for (adore::row_tokens const& row : groups[g].rows) {
       ids_.insert(ids_.end(), row.tokens.begin(), row.tokens.end());
     }
+  }
+  for (std::int32_t const id : ids_) {
+    if (id < 0 || id >= model_.vocabulary) {
+      throw std::invalid_argument("token id = " + std::to_string(id) + ": the model has " +
+                                  std::to_string(model_.vocabulary) + " tokens");
+    }
+  }
+  for (std::size_t g = 0; g < groups.size(); ++g) {
     auto const start = std::chrono::steady_clock::now();
     if (groups[g].is_prompt) {
       adore::row_tokens const& row = groups[g].rows.front();
@@ -131,7 +142,7 @@ void engine::attend(std::span<group> groups, int layer) {
 
 /// y[token, rows] = x[token, columns] W^T, the rows of W divided among the threads.
 void engine::multiply(matrix const& w, std::vector<float> const& x, std::vector<float>& y) {
-  int const parts = workers_.count();
+  constexpr int parts = 4;  // whatever the number of threads, so that the bits are the same
   workers_.for_each(parts, [&](int part) {
     int const first = static_cast<int>(std::int64_t{w.rows} * part / parts);
     int const rows = static_cast<int>(std::int64_t{w.rows} * (part + 1) / parts) - first;

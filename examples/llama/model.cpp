@@ -148,6 +148,14 @@ model read_model(std::string const& path) {
   if (architecture != "llama") {
     refuse(path, "has the architecture " + architecture + "; this engine runs llama");
   }
+  if (file.has("llama.rope.scaling.type") && file.text("llama.rope.scaling.type") != "none") {
+    refuse(path,
+           "scales its rotary positions (" + file.text("llama.rope.scaling.type") +
+               "), which this engine does not");
+  }
+  if (file.has_tensor("blk.0.attn_q.bias") || file.has_tensor("blk.0.attn_output.bias")) {
+    refuse(path, "has biases in its attention, which this engine leaves out");
+  }
   model m;
   m.width = file.number("llama.embedding_length");
   m.layers = file.number("llama.block_count");

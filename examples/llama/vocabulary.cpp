@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "llama/vocabulary.hpp"
 
+#include <gguf.h>
 #include <llama.h>
 
 #include <algorithm>
 #include <stdexcept>
+#include <unordered_set>
 
 namespace llama_example {
 
@@ -25,12 +27,34 @@ std::string in_one_line(std::string text) {
   return text;
 }
 
+/// llama.cpp ends the program where two tokens are the same text, so that we look first.
+void refuse_repeated_tokens(std::string const& path) {
+  std::unique_ptr<gguf_context, decltype(&gguf_free)> const file(
+      gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = nullptr}), gguf_free);
+  if (!file) return;
+  std::int64_t const key = gguf_find_key(file.get(), "tokenizer.ggml.tokens");
+  if (key < 0 || gguf_get_kv_type(file.get(), key) != GGUF_TYPE_ARRAY ||
+      gguf_get_arr_type(file.get(), key) != GGUF_TYPE_STRING) {
+    return;
+  }
+  std::unordered_set<std::string_view> seen;
+  for (std::size_t i = 0; i < gguf_get_arr_n(file.get(), key); ++i) {
+    std::string_view const token = gguf_get_arr_str(file.get(), key, i);
+    if (!token.empty() && !seen.insert(token).second) {  // empty ones it numbers
+      throw std::runtime_error("model file " + path + ": is damaged: its token " +
+                               std::to_string(i) + " repeats an earlier one");
+    }
+  }
+}
+
 }  // namespace
 
 vocabulary::vocabulary(std::string const& path) {
   llama_model_params parameters = llama_model_default_params();
   parameters.vocab_only = true;
   std::string reason;
+  llama_log_set(ignore, nullptr);
+  refuse_repeated_tokens(path);
   llama_log_set(keep_first_error, &reason);
   model_ = {llama_model_load_from_file(path.c_str(), parameters),
             [](llama_model* model) { llama_model_free(model); }};
@@ -45,13 +69,18 @@ std::vector<std::int32_t> vocabulary::encode(std::string_view text) const {
   llama_vocab const* const vocab = llama_model_get_vocab(model_.get());
   auto const length = static_cast<std::int32_t>(text.size());
   std::vector<std::int32_t> tokens(text.size() + 8);  // a token has one byte or more
-  std::int32_t const count = llama_tokenize(vocab,
-                                            text.data(),
-                                            length,
-                                            tokens.data(),
-                                            static_cast<std::int32_t>(tokens.size()),
-                                            false,
-                                            false);
+  std::int32_t count = -1;
+  try {
+    count = llama_tokenize(vocab,
+                           text.data(),
+                           length,
+                           tokens.data(),
+                           static_cast<std::int32_t>(tokens.size()),
+                           false,
+                           false);
+  } catch (std::out_of_range const&) {
+    throw std::runtime_error("the text cannot be tokenised: the model lacks a token for a byte");
+  }
   if (count < 0) throw std::runtime_error("the text cannot be tokenised");
   tokens.resize(static_cast<std::size_t>(count));
   return tokens;

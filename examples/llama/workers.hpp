@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <exception>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -25,7 +26,8 @@ class workers {
 
   int count() const noexcept { return static_cast<int>(threads_.size()) + 1; }
 
-  /// Calls work(i) for each i in [0, count); returns when all are done.
+  /// Calls work(i) for each i in [0, count); returns when all are done, or throws what the first of
+  /// them threw.
   void for_each(int count, std::function<void(int)> const& work) {
     if (threads_.empty() || count == 1) {
       for (int i = 0; i < count; ++i) work(i);
@@ -39,11 +41,18 @@ class workers {
     round_.notify_all();
     take();
     for (int left = busy_; left > 0; left = busy_) busy_.wait(left);
+    if (failed_.exchange(false)) std::rethrow_exception(failure_);
   }
 
  private:
-  void take() {
-    for (int i = next_++; i < count_; i = next_++) (*work_)(i);
+  void take() noexcept {
+    for (int i = next_++; i < count_; i = next_++) {
+      try {
+        (*work_)(i);
+      } catch (...) {
+        if (!failed_.exchange(true)) failure_ = std::current_exception();
+      }
+    }
   }
   void serve(int) {
     for (int seen = 0;;) {
@@ -58,7 +67,8 @@ class workers {
   std::function<void(int)> const* work_ = nullptr;
   int count_ = 0;
   std::atomic<int> next_ = 0, busy_ = 0, round_ = 0;
-  std::atomic<bool> stop_ = false;
+  std::atomic<bool> stop_ = false, failed_ = false;
+  std::exception_ptr failure_;
   std::vector<std::jthread> threads_;
 };
 

@@ -147,10 +147,13 @@ template <eviction_policy P>
 constexpr index_t slots_for(P const& policy, cache_request const& request, index_t max_new) {
   index_t kept = policy.budget();
   if constexpr (budgets_prompt<P>) {
-    bool const grows = kept == unbounded && request.prompt > policy.prompt_budget();
-    if (grows) kept = policy.prompt_budget() + request.tokens - request.prompt;
+    if (kept == unbounded && request.prompt > policy.prompt_budget()) {
+      kept = policy.prompt_budget() + request.tokens - request.prompt;
+    } else if (kept == unbounded) {
+      kept = request.tokens > policy.prompt_budget() ? request.tokens : policy.prompt_budget();
+    }
   }
-  return (kept < request.tokens ? kept : request.tokens) + max_new;
+  return (kept == unbounded ? request.tokens : kept) + max_new;
 }
 
 /// A cache in host memory for the policy that `text` names, with as many slots as it needs.

@@ -115,6 +115,12 @@ concept observes_attention = requires(P const& p,
   p.observe(state, slot, lane, weight, queries);
 };
 
+/// Has a score that can fade.
+template <class P>
+concept scales_scores = requires(P const& p, slot_state_of<P>& state, float factor) {
+  p.scale(state, factor);
+};
+
 /// Says how much a query counts that has `later` queries after it in the same call. Absent: 1.
 template <class P>
 concept weighs_queries = requires(P const& p, index_t later) {

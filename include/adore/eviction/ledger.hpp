@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/eviction/cache_line_allocator.hpp"
 #include "adore/eviction/lane_slots.hpp"
 #include "adore/eviction/rank.hpp"
 #include "adore/eviction/select.hpp"
@@ -62,11 +63,16 @@ class ledger {
          scope reach,
          index_t max_new,
          placement placed = placement::by_ledger)
-      : policy_(policy), shape_(shape), scope_(reach), max_new_(max_new), placement_(placed) {
+      : policy_(policy),
+        shape_(shape),
+        scope_(reach),
+        max_new_(max_new),
+        placement_(placed),
+        stride_((shape.slots + cells_per_line - 1) / cells_per_line * cells_per_line) {
     lane_layers_ = reach == scope::model ? 1 : shape.layers;
     lane_heads_ = reach == scope::kv_head ? shape.kv_heads : 1;
     auto const lanes = static_cast<std::size_t>(shape.sequences * lanes_per_row());
-    auto const cells = lanes * static_cast<std::size_t>(shape.slots);
+    auto const cells = lanes * static_cast<std::size_t>(stride_);
     rows_.resize(static_cast<std::size_t>(shape.sequences));
     lanes_.resize(lanes);
     for (index_t row = 0; row < shape.sequences; ++row) {
@@ -222,13 +228,16 @@ class ledger {
     for (index_t lane = first; lane < first + lanes_per_row(); ++lane) {
       saved.budgets.push_back(at(lanes_, lane).budget);
     }
-    auto const cells = static_cast<std::ptrdiff_t>(lanes_per_row()) * shape_.slots;
-    saved.positions.assign(positions_.begin() + offset(first),
-                           positions_.begin() + offset(first) + cells);
-    saved.rotary.assign(rotary_.begin() + offset(first), rotary_.begin() + offset(first) + cells);
-    if constexpr (!std::is_empty_v<slot_state>) {
-      auto const* const bytes = reinterpret_cast<std::byte const*>(states_.data() + offset(first));
-      saved.slot_states.assign(bytes, bytes + cells * std::ptrdiff_t{sizeof(slot_state)});
+    for (index_t lane = first; lane < first + lanes_per_row(); ++lane) {
+      auto const here = positions(lane);
+      auto const turned = rotary(lane);
+      saved.positions.insert(saved.positions.end(), here.begin(), here.end());
+      saved.rotary.insert(saved.rotary.end(), turned.begin(), turned.end());
+      if constexpr (!std::is_empty_v<slot_state>) {
+        auto const* const bytes = reinterpret_cast<std::byte const*>(states_.data() + offset(lane));
+        saved.slot_states.insert(
+            saved.slot_states.end(), bytes, bytes + shape_.slots * std::ptrdiff_t{sizeof(slot_state)});
+      }
     }
     if constexpr (!std::is_empty_v<lane_state>) {
       auto const* const bytes = reinterpret_cast<std::byte const*>(lane_states_.data() + first);
@@ -246,16 +255,18 @@ class ledger {
     open(row, saved.seed);
     at(rows_, row).next = saved.next;
     index_t const first = row * lanes_per_row();
-    std::copy(saved.positions.begin(), saved.positions.end(), positions_.begin() + offset(first));
-    std::copy(saved.rotary.begin(), saved.rotary.end(), rotary_.begin() + offset(first));
-    if constexpr (!std::is_empty_v<slot_state>) {
-      std::memcpy(
-          states_.data() + offset(first), saved.slot_states.data(), saved.slot_states.size());
-    }
     if constexpr (!std::is_empty_v<lane_state>) {
       std::memcpy(lane_states_.data() + first, saved.lane_states.data(), saved.lane_states.size());
     }
     for_lanes(row, [&](index_t lane) {
+      auto const cells = static_cast<std::ptrdiff_t>(lane - first) * shape_.slots;
+      std::copy_n(saved.positions.begin() + cells, shape_.slots, positions_.begin() + offset(lane));
+      std::copy_n(saved.rotary.begin() + cells, shape_.slots, rotary_.begin() + offset(lane));
+      if constexpr (!std::is_empty_v<slot_state>) {
+        std::memcpy(states_.data() + offset(lane),
+                    saved.slot_states.data() + cells * std::ptrdiff_t{sizeof(slot_state)},
+                    static_cast<std::size_t>(shape_.slots) * sizeof(slot_state));
+      }
       auto const here = positions(lane);
       at(lanes_, lane).budget = saved.budgets[static_cast<std::size_t>(lane - first)];
       at(lanes_, lane).occupied =
@@ -273,21 +284,13 @@ class ledger {
   void place(index_t lane, index_t count) {
     lane_record& record = at(lanes_, lane);
     position_t const next = at(rows_, row_of(lane)).next;
-    if (count > last_position - next) {
-      throw std::length_error("adore: a sequence ends at position 2^31 - 2");
-    }
+    if (count > last_position - next) refuse_end();
     record.new_count = count;
     if (placement_ == placement::by_store) {
       std::fill_n(new_slots_.begin() + static_cast<std::ptrdiff_t>(lane) * max_new_, count, -1);
       return;
     }
-    if (count > record.free_count) {
-      throw std::length_error(
-          "adore: lane " + std::to_string(lane) + " has " + std::to_string(record.free_count) +
-          " free slots for " + std::to_string(count) +
-          " new tokens; give the store slots for the budget plus the new tokens of a step, or for "
-          "the whole sequence if the policy keeps everything");
-    }
+    if (count > record.free_count) refuse_room(lane, record.free_count, count);
     for (index_t j = 0; j < count; ++j) {
       index_t const slot = free_[static_cast<std::size_t>(offset(lane) + --record.free_count)];
       occupy(lane, j, slot, next + j);
@@ -299,8 +302,7 @@ class ledger {
     assert(placement_ == placement::by_store);
     occupy(lane, j, slot, at(rows_, row_of(lane)).next + j);
   }
-  /// A store that moved a token (compaction) says where it is now. Call `moved` for all tokens that
-  /// moved, then `index_again`.
+  /// A store that moved its tokens says where they are now: new_slot_of[old slot], -1 for a free one.
   void move(index_t lane, std::span<index_t const> new_slot_of) {
     auto const cells = offset(lane);
     std::vector<position_t> const positions(positions_.begin() + cells,
@@ -458,6 +460,10 @@ class ledger {
     index_t row, layer, kv_head;
   };
   template <class T>
+  using cells_of = std::vector<T, cache_line_allocator<T>>;
+  static constexpr index_t cells_per_line = cache_line_bytes / sizeof(position_t);
+
+  template <class T>
   static T& at(std::vector<T>& data, index_t i) noexcept {
     return data[static_cast<std::size_t>(i)];
   }
@@ -466,10 +472,10 @@ class ledger {
     return data[static_cast<std::size_t>(i)];
   }
   std::ptrdiff_t offset(index_t lane) const noexcept {
-    return static_cast<std::ptrdiff_t>(lane) * shape_.slots;
+    return static_cast<std::ptrdiff_t>(lane) * stride_;
   }
-  template <class T>
-  void copy_cells(std::vector<T>& data, index_t from, index_t to) {
+  template <class Cells>
+  void copy_cells(Cells& data, index_t from, index_t to) {
     std::copy_n(data.begin() + offset(from), shape_.slots, data.begin() + offset(to));
   }
   template <class Action>
@@ -520,6 +526,22 @@ class ledger {
                                   ": the lane has slots 0 to " + std::to_string(shape_.slots - 1));
     }
   }
+  // The sentences of `place` are made elsewhere: their strings would cost it a large stack frame.
+  [[noreturn]] static void refuse_end() {
+    throw std::length_error("adore: a sequence ends at position 2^31 - 2");
+  }
+  [[noreturn]] static void refuse_room(index_t lane, index_t free, index_t count) {
+    throw std::length_error(
+        "adore: lane " + std::to_string(lane) + " has " + std::to_string(free) +
+        " free slots for " + std::to_string(count) +
+        " new tokens; give the store slots for the budget plus the new tokens of a step, or for "
+        "the whole sequence if the policy keeps everything");
+  }
+  [[noreturn]] static void refuse_slot(index_t lane, index_t slot, position_t held) {
+    throw std::logic_error("adore: slot " + std::to_string(slot) + " of lane " +
+                           std::to_string(lane) + " holds position " + std::to_string(held) +
+                           " already");
+  }
   index_t initial_budget(index_t layer, index_t kv_head) const {
     if constexpr (budgets_lanes<P>) {
       return policy_.lane_budget(shape_, layer, kv_head);
@@ -541,11 +563,7 @@ class ledger {
   }
   void occupy(index_t lane, index_t j, index_t slot, position_t position) {
     auto const cell = static_cast<std::size_t>(offset(lane) + slot);
-    if (positions_[cell] != no_position) {
-      throw std::logic_error("adore: slot " + std::to_string(slot) + " of lane " +
-                             std::to_string(lane) + " holds position " +
-                             std::to_string(positions_[cell]) + " already");
-    }
+    if (positions_[cell] != no_position) refuse_slot(lane, slot, positions_[cell]);
     positions_[cell] = position;
     rotary_[cell] = position;
     if constexpr (!std::is_empty_v<slot_state>) states_[cell] = {};
@@ -562,15 +580,12 @@ class ledger {
   }
   void select_queued(index_t lane, lane_slots<P> const& slots, lane_view const& view) {
     lane_record& record = at(lanes_, lane);
-    position_t const last = candidates_of(policy_, view).last;
-    for (index_t s = 0; (s = queue_.age(policy_, lane, slots, view, last)) >= 0;) {
-      release(lane, record, s);
-    }
-    while (record.occupied > view.budget) {
-      index_t victim = queue_.pop_victim(lane);
+    auto const give_up = [&](index_t victim) {
       if (victim < 0) victim = detail::protected_victim(slots, last_position);
       release(lane, record, victim);
-    }
+    };
+    position_t const last = candidates_of(policy_, view).last;
+    queue_.select(policy_, lane, slots, view, last, record.occupied - view.budget, give_up);
   }
   void release(index_t lane, lane_record& record, index_t slot) {
     position_t& position = positions_[static_cast<std::size_t>(offset(lane) + slot)];
@@ -583,10 +598,15 @@ class ledger {
                       lane_slots<P> const& slots,
                       lane_view view,
                       lowest_slot lowest) {
-    // positions are gone once `select` has freed the slots
-    victims_.clear();
     bool const may_release = view.occupied > view.budget || lowest.rank == ordered_keep_never;
-    if (may_release) {
+    bool const just_one =
+        view.occupied - 1 == view.budget && lowest.slot >= 0 && lowest.rank > ordered_keep_never;
+    if (!relents<P> && !releases_blocks<P> && just_one) {  // every step of a full lane
+      release(lane, at(lanes_, lane), lowest.slot);
+      --view.occupied;
+    } else if (may_release) {
+      // positions are gone once `select` has freed the slots
+      victims_.clear();
       before_.assign(slots.positions, slots.positions + shape_.slots);
       select(policy_, slots, view, lowest, victims_);
       lane_record& record = at(lanes_, lane);
@@ -624,15 +644,16 @@ class ledger {
   scope scope_;
   index_t max_new_;
   placement placement_;
+  index_t stride_;  // cells from lane to lane: each begins at a cache line
   index_t lane_layers_ = 1, lane_heads_ = 1;
   std::vector<row_record> rows_;
   std::vector<lane_record> lanes_;
   std::vector<lane_place>
       places_;  // [lane]: looked up, since three divisions cost more than a ring
   std::vector<lane_state> lane_states_;  // [lane]
-  std::vector<position_t> positions_;    // [lane, slot]
-  std::vector<position_t> rotary_;       // [lane, slot]
-  std::vector<slot_state> states_;       // [lane, slot]
+  cells_of<position_t> positions_;       // [lane, slot]
+  cells_of<position_t> rotary_;          // [lane, slot]
+  cells_of<slot_state> states_;          // [lane, slot]
   std::vector<index_t> free_;            // [lane, slot], the first free_count are slots
   std::vector<index_t> new_slots_;       // [lane, max_new]
   std::vector<released_token> released_;

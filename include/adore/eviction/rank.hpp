@@ -23,98 +23,160 @@ struct lowest_slot {
 
 namespace detail {
 
-/// One pass over a lane. `Observes`: the policy is given the weights first. `FixedQueries`: their
-/// number where it is known to the compiler, else 0.
+inline constexpr std::int32_t no_candidate = std::numeric_limits<std::int32_t>::max();
+inline constexpr std::uint32_t all_ones = ~std::uint32_t{0};
+
+/// first <= position <= last as one signed comparison, the only one that AVX2 has.
+struct candidate_test {
+  std::uint32_t shift;
+  std::int32_t last;
+
+  explicit candidate_test(candidate_range range) {
+    // in an empty range, first = last = a position that no token has
+    if (range.last < range.first) range = {no_candidate, no_candidate};
+    shift = 0x80000000U - static_cast<std::uint32_t>(range.first);
+    last = static_cast<std::int32_t>(static_cast<std::uint32_t>(range.last) + shift);
+  }
+  /// All ones unless a token at this position is a candidate.
+  std::uint32_t hides(position_t position) const {
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(position) + shift) > last ? all_ones
+                                                                                         : 0U;
+  }
+};
+
+/// Turns the bits of priorities into ranks, whatever their sign. Never inlined: the compiler would
+/// share its comparisons with those of `rank_block`, and spill them all.
+[[gnu::noinline]] inline std::int32_t rank_exactly(position_t const* __restrict positions,
+                                                   candidate_test const test,
+                                                   index_t const size,
+                                                   std::uint32_t* __restrict ranks) {
+  for (index_t i = 0; i < size; ++i) {
+    std::int32_t const ordered = ordered_priority(__builtin_bit_cast(float, ranks[i]));
+    std::int32_t const rank = test.hides(positions[i]) == 0U ? ordered : no_candidate;
+    ranks[i] = static_cast<std::uint32_t>(rank);
+  }
+  std::int32_t lowest = no_candidate;
+  for (index_t i = 0; i < size; ++i) {
+    auto const rank = static_cast<std::int32_t>(ranks[i]);
+    lowest = rank < lowest ? rank : lowest;
+  }
+  return lowest;
+}
+
+/// Shows slots [0, size) their weights if the policy `Observes`, fills their ranks and returns the
+/// lowest.
 ///
-/// Written for the vectoriser: the loop over a block has no branch, no call and no aliasing; what
-/// is loop-invariant is copied to locals, since a store into the states might else change it.
+/// Written for the vectoriser: no branch, no call, no aliasing in the loops, what is loop-invariant
+/// is a local value, and where a choice becomes a minimum it is made by `|` with all ones, since
+/// compilers turn a `?:` there into branches.
+///
+/// The bits of a float >= 0 are its rank, and a free or protected slot has all ones; only a block
+/// whose largest bits are not those of a float >= 0 needs `ordered_priority`.
+template <bool Observes, eviction_policy P>
+std::int32_t rank_block(P const policy,
+                        position_t const* __restrict positions,
+                        position_t const* __restrict rotary,
+                        slot_state_of<P>* __restrict states,
+                        lane_state_of<P> const lane_state,
+                        lane_view const view,
+                        candidate_test const test,
+                        float const* __restrict weights,
+                        index_t const queries,
+                        index_t const size,
+                        std::uint32_t* __restrict ranks) {
+  std::uint32_t lowest = all_ones;
+  std::uint32_t largest = 0;
+  for (index_t i = 0; i < size; ++i) {
+    slot_view const slot{positions[i], rotary[i]};
+    auto& state = states[std::is_empty_v<slot_state_of<P>> ? 0 : i];
+    if constexpr (Observes) policy.observe(state, slot, view, weights[i], queries);
+    auto const bits =
+        __builtin_bit_cast(std::uint32_t, priority_of(policy, slot, view, state, lane_state));
+    std::uint32_t const rank = bits | test.hides(positions[i]);
+    ranks[i] = rank;
+    largest = bits > largest ? bits : largest;
+    lowest = rank < lowest ? rank : lowest;
+  }
+  constexpr std::uint32_t infinity = 0x7F800000U;
+  if (largest <= infinity) return static_cast<std::int32_t>(lowest & 0x7FFFFFFFU);
+  return rank_exactly(positions, test, size, ranks);
+}
+
+/// One pass over a lane. `FixedQueries`: their number where it is known to the compiler, else 0.
 template <bool Observes, index_t FixedQueries, eviction_policy P>
 lowest_slot rank_pass(P const policy,
                       lane_slots<P> const lane,
                       lane_view const view,
                       candidate_range const range,
-                      float const* __restrict weights,
+                      float const* weights,
                       index_t const queries_given) {
-  // Only blocks that hold the minimum are looked at again, for the age of its equals. Their minima
-  // are compared first and a block's ranks are kept: "lower than all before?" is a coin toss that
-  // the processor would often guess wrong, and each such guess costs as much as a block.
+  // Only the blocks that hold the minimum are looked at again, for the age of its equals. All minima
+  // are compared first and the ranks are kept for that: "lower than all blocks before?" is a toss
+  // that the processor often guesses wrong, and a wrong guess costs as much as a block.
   constexpr index_t block = 64;
   constexpr index_t blocks = 16;
-  constexpr std::int32_t not_a_candidate = std::numeric_limits<std::int32_t>::max();
-  constexpr std::uint32_t infinity = 0x7F800000U;
-  [[maybe_unused]] index_t const queries = FixedQueries > 0 ? FixedQueries : queries_given;
-  // first <= position < first + count as one signed comparison, which is the one that AVX2 has
-  auto const shift = static_cast<std::uint32_t>(range.first) + 0x80000000U;
-  auto const end = static_cast<std::int32_t>(
-      (range.last < range.first ? 0U : static_cast<std::uint32_t>(range.last - range.first) + 1U) +
-      0x80000000U);
-  position_t const* __restrict positions = lane.positions;
-  position_t const* __restrict rotary = lane.rotary;
-  slot_state_of<P>* __restrict states = lane.states;
+  index_t const queries = FixedQueries > 0 ? FixedQueries : queries_given;
+  candidate_test const test(range);
   lane_state_of<P> const lane_state = *lane.lane_state;
-  // 0 for a candidate, else not_a_candidate
-  auto const hidden = [&](index_t s) {
-    auto const shifted = static_cast<std::int32_t>(static_cast<std::uint32_t>(positions[s]) - shift);
-    return shifted < end ? 0 : not_a_candidate;
-  };
-
-  // The bits of a float >= 0 are its rank. That holds for a whole block, and saves the cases of
-  // `ordered_priority`, if the largest of all bits as unsigned numbers is that of a float >= 0 too.
-  auto const rank_block = [&](index_t begin, index_t size, std::int32_t* __restrict ranks) {
-    std::int32_t best = not_a_candidate;
-    std::uint32_t largest = 0;
-    for (index_t i = 0; i < size; ++i) {
-      index_t const s = begin + i;
-      slot_view const slot{positions[s], rotary[s]};
-      auto& state = states[std::is_empty_v<slot_state_of<P>> ? 0 : s];
-      if constexpr (Observes) policy.observe(state, slot, view, weights[s], queries);
-      auto const bits = __builtin_bit_cast(
-          std::uint32_t, priority_of(policy, slot, view, state, lane_state));
-      largest = bits > largest ? bits : largest;
-      std::int32_t const rank = static_cast<std::int32_t>(bits) | hidden(s);
-      ranks[i] = rank;
-      best = rank < best ? rank : best;
-    }
-    if (largest <= infinity) return best;
-    best = not_a_candidate;
-    for (index_t i = 0; i < size; ++i) {
-      std::int32_t const rank = ordered_priority(__builtin_bit_cast(float, ranks[i]));
-      ranks[i] = hidden(begin + i) == 0 ? rank : not_a_candidate;
-    }
-    for (index_t i = 0; i < size; ++i) {
-      best = ranks[i] < best ? ranks[i] : best;
-    }
-    return best;
-  };
-
+  alignas(64) std::uint32_t ranks[blocks * block];
+  std::int32_t lowest_of[blocks];
   lowest_slot lowest;
-  std::uint32_t lowest_age = std::numeric_limits<std::uint32_t>::max();
-  alignas(64) std::int32_t ranks[blocks * block];
-  std::int32_t best_of[blocks];
+  std::uint32_t lowest_age = all_ones;
   for (index_t chunk = 0; chunk < lane.slots; chunk += blocks * block) {
     index_t const size = std::min(blocks * block, lane.slots - chunk);
-    std::int32_t best = not_a_candidate;
-    for (index_t b = 0; b * block < size; ++b) {
-      index_t const begin = b * block;
-      // a constant size is worth a call of its own
-      best_of[b] = size - begin >= block
-                       ? rank_block(chunk + begin, block, ranks + begin)
-                       : rank_block(chunk + begin, size - begin, ranks + begin);
-      best = std::min(best, best_of[b]);
+    auto const rank_from = [&](index_t begin, index_t count) {
+      index_t const s = chunk + begin;
+      return rank_block<Observes>(policy,
+                                  lane.positions + s,
+                                  lane.rotary + s,
+                                  lane.states + (std::is_empty_v<slot_state_of<P>> ? 0 : s),
+                                  lane_state,
+                                  view,
+                                  test,
+                                  Observes ? weights + s : nullptr,
+                                  queries,
+                                  count,
+                                  ranks + begin);
+    };
+    // Blocks of a constant size, and a last one that takes the rest with it: lanes often have just
+    // one slot more than a round number, and it should not cost a block's fixed price.
+    index_t const rest = size % block;
+    index_t const count = std::max(size / block, 1);
+    index_t const constant = rest == 0 ? count : count - 1;
+    for (index_t b = 0; b < constant; ++b) lowest_of[b] = rank_from(b * block, block);
+    if (rest > 0) lowest_of[constant] = rank_from(constant * block, size - constant * block);
+    index_t from = 0;  // the first and the last block that holds the minimum: mostly the same
+    index_t to = 0;
+    std::int32_t rank = no_candidate;
+    for (index_t b = 0; b < count; ++b) {
+      from = lowest_of[b] < rank ? b : from;
+      to = lowest_of[b] <= rank ? b : to;
+      rank = std::min(rank, lowest_of[b]);
     }
-    if (best == not_a_candidate || best > lowest.rank) continue;
-    if (best < lowest.rank) lowest_age = std::numeric_limits<std::uint32_t>::max();
-    lowest.rank = best;
-    for (index_t b = 0; b * block < size; ++b) {
-      if (best_of[b] != best) continue;
-      for (index_t i = b * block; i < std::min(size, (b + 1) * block); ++i) {
-        if (ranks[i] != best) continue;
-        auto const position = static_cast<std::uint32_t>(positions[chunk + i]);
-        std::uint32_t const age = releases_newest_of_equals<P> ? ~position : position;
-        if (age < lowest_age) {
-          lowest_age = age;
-          lowest.slot = chunk + i;
-        }
+    if (rank == no_candidate || rank > lowest.rank) continue;
+    if (rank < lowest.rank) lowest_age = all_ones;
+    lowest.rank = rank;
+    auto const bits = static_cast<std::uint32_t>(rank);
+    for (index_t b = from; b <= to; ++b) {
+      if (lowest_of[b] != rank) continue;
+      index_t const begin = b * block;
+      index_t const end = b == count - 1 ? size : begin + block;
+      index_t equals = 0;
+      std::uint32_t first = all_ones;
+      for (index_t i = begin; i < end; ++i) {
+        std::uint32_t const other = ranks[i] == bits ? 0U : all_ones;
+        std::uint32_t const own = static_cast<std::uint32_t>(i) | other;
+        equals += 1 + static_cast<index_t>(other);
+        first = own < first ? own : first;
+      }
+      for (auto i = static_cast<index_t>(first); equals > 0; ++i) {
+        if (ranks[i] != bits) continue;
+        --equals;
+        auto const position = static_cast<std::uint32_t>(lane.positions[chunk + i]);
+        std::uint32_t const age = releases_newest_of_equals<P> ? ~position - 1U : position;
+        if (age >= lowest_age) continue;
+        lowest_age = age;
+        lowest.slot = chunk + i;
       }
     }
   }

@@ -53,43 +53,53 @@ class victim_queue {
   /// A token has come; tokens must come in ascending position. Sinks are not queued.
   void arrive(index_t lane, index_t slot) { push(lane, waiting, slot); }
 
-  /// Admits the waiting tokens that are no longer protected.
+  /// Admits the waiting tokens that have left protection, then takes out victims: every token of
+  /// priority keep_never, and the lowest until `excess` have gone.
   ///
-  /// @return a slot whose token must go at once (keep_never), -1 when there is none; call again
-  index_t age(P const& policy,
+  /// @param excess   tokens in the lane beyond its budget; may be negative
+  /// @param release  `void (index_t slot)`, called per victim in the order of their release; -1 when
+  ///                 only sinks are left
+  template <class Release>
+  void select(P const& policy,
               index_t lane,
               lane_slots<P> const& slots,
               lane_view const& view,
-              position_t last_candidate) {
+              position_t last_candidate,
+              index_t excess,
+              Release&& release) {
+    // The last one admitted meets the heap only when it is known whether something must go: in a
+    // full lane it replaces the top, or is itself the victim, and nothing is sifted twice.
+    [[maybe_unused]] heap_entry newest{};
+    [[maybe_unused]] bool held = false;
     ring_state& queue = ring(lane, waiting);
+    index_t const* const waiting_slots = slots_of(lane, waiting);
     while (queue.count > 0) {
-      index_t const slot = slots_of(lane, waiting)[queue.head];
-      if (slots.positions[slot] > last_candidate) break;
+      index_t const slot = waiting_slots[queue.head];
+      position_t const position = slots.positions[slot];
+      if (position > last_candidate) break;
       pop(lane, waiting);
       float const priority =
           priority_of(policy, slots.view(slot), view, slots.state(slot), *slots.lane_state);
-      if (ordered_priority(priority) == ordered_keep_never) return slot;
-      if constexpr (in_levels) {
+      if (ordered_priority(priority) == ordered_keep_never) {
+        release(slot);
+        --excess;
+      } else if constexpr (in_levels) {
         push(lane, 1 + static_cast<index_t>(priority), slot);
       } else {
-        push_heap(lane,
-                  {order_key(priority, slots.positions[slot], releases_newest_of_equals<P>), slot});
+        if (held) push_heap(lane, newest);
+        newest = {order_key(priority, position, releases_newest_of_equals<P>), slot};
+        held = true;
       }
     }
-    return -1;
-  }
-
-  /// Takes out the next victim: the lowest candidate, else the oldest waiting token; -1 if only
-  /// sinks are left.
-  index_t pop_victim(index_t lane) {
-    if constexpr (in_levels) {
-      for (index_t r = 1; r < rings; ++r) {
-        if (ring(lane, r).count > 0) return pop(lane, r);
+    if constexpr (!in_levels) {
+      if (held && excess > 0) {
+        release(replace_top(lane, newest));
+        --excess;
+      } else if (held) {
+        push_heap(lane, newest);
       }
-    } else {
-      if (heap_sizes_[static_cast<std::size_t>(lane)] > 0) return pop_heap(lane);
     }
-    return ring(lane, waiting).count > 0 ? pop(lane, waiting) : -1;
+    for (; excess > 0; --excess) release(pop_victim(lane));
   }
 
  private:
@@ -132,6 +142,18 @@ class victim_queue {
     return slot;
   }
 
+  /// The lowest candidate, else the oldest waiting token; -1 if only sinks are left.
+  index_t pop_victim(index_t lane) {
+    if constexpr (in_levels) {
+      for (index_t r = 1; r < rings; ++r) {
+        if (ring(lane, r).count > 0) return pop(lane, r);
+      }
+    } else {
+      if (heap_sizes_[static_cast<std::size_t>(lane)] > 0) return pop_heap(lane);
+    }
+    return ring(lane, waiting).count > 0 ? pop(lane, waiting) : -1;
+  }
+
   heap_entry* heap(index_t lane) {
     return heaps_.data() + static_cast<std::ptrdiff_t>(lane) * slots_;
   }
@@ -150,16 +172,28 @@ class victim_queue {
     heap_entry* const first = heap(lane);
     index_t const slot = first[0].slot;
     index_t const size = --heap_sizes_[static_cast<std::size_t>(lane)];
-    heap_entry const last = first[size];
+    sift_down(first, size, first[size]);
+    return slot;
+  }
+  /// Pushes, then pops the lowest.
+  index_t replace_top(index_t lane, heap_entry entry) {
+    heap_entry* const first = heap(lane);
+    index_t const size = heap_sizes_[static_cast<std::size_t>(lane)];
+    if (size == 0 || entry.key < first[0].key) return entry.slot;
+    index_t const slot = first[0].slot;
+    sift_down(first, size, entry);
+    return slot;
+  }
+  /// Puts `entry` where it belongs below the hole at the top of first[0, size).
+  static void sift_down(heap_entry* first, index_t size, heap_entry entry) {
     index_t hole = 0;
     for (index_t child = 1; child < size; child = 2 * hole + 1) {
       if (child + 1 < size) child += first[child + 1].key < first[child].key ? 1 : 0;
-      if (last.key <= first[child].key) break;
+      if (entry.key <= first[child].key) break;
       first[hole] = first[child];
       hole = child;
     }
-    first[hole] = last;
-    return slot;
+    first[hole] = entry;
   }
 
   index_t slots_ = 0;

@@ -31,6 +31,9 @@ struct h2o {
       slot_state& state, slot_view, lane_view, float weight, index_t) const noexcept {
     state.mass += weight;
   }
+  ADORE_HOST_DEVICE constexpr void scale(slot_state& state, float factor) const noexcept {
+    state.mass *= factor;
+  }
   ADORE_HOST_DEVICE constexpr float keep_priority(slot_view,
                                                   lane_view,
                                                   slot_state const& state) const noexcept {

@@ -30,6 +30,9 @@ struct h2o_per_age {
       slot_state& state, slot_view, lane_view, float weight, index_t) const noexcept {
     state.mass += weight;
   }
+  ADORE_HOST_DEVICE constexpr void scale(slot_state& state, float factor) const noexcept {
+    state.mass *= factor;
+  }
   ADORE_HOST_DEVICE constexpr float keep_priority(slot_view slot,
                                                   lane_view lane,
                                                   slot_state const& state) const noexcept {

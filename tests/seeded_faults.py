@@ -1,0 +1,388 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Do the tests see faults? Seeds one fault at a time into a copy of the headers, compiles the tests
+that should see it and runs them.
+
+    tests/seeded_faults.py                 all faults, two at a time
+    tests/seeded_faults.py --only rope     those whose name or header contains "rope"
+    tests/seeded_faults.py --list
+
+Prints "caught", "NOT CAUGHT" or "does not apply" (the text to replace is gone: bring the table up
+to date) per fault, and exits with 1 unless all were caught. Run it on demand: it compiles for many
+minutes. Standard library, a C++20 compiler and doctest; ccache where there is one.
+"""
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FLAGS = ["-std=c++20", "-O0", "-w", "-D_GLIBCXX_ASSERTIONS", "-Iinclude", "-Itests"]
+RUN_LIMIT_S = 120  # a fault may make a test run for ever
+
+
+@dataclasses.dataclass
+class Fault:
+    name: str
+    header: str  # below include/adore
+    old: str  # must occur; its first occurrence is replaced
+    new: str
+    tests: list  # names below tests, without _test.cpp; the first that fails ends the search
+
+
+# The dear ones, which link the list of all policies, come last in a fault's list.
+CONTRACT = "policy_contract"
+ANY_ORDER = "random_operations"
+REFERENCE = "attention/reference"
+EDGES = "edge_cases"
+CACHE = "kv_cache"
+FAULTS = [
+    # ---------------------------------------------------------------- the order of release
+    Fault("tie rule flipped in the key", "order_key.hpp",
+          "newest_first ? ~static_cast<std::uint32_t>(position)",
+          "!newest_first ? ~static_cast<std::uint32_t>(position)",
+          ["eviction/rank", "eviction/victim_queue"]),
+    Fault("tie rule flipped in the pass over a lane", "eviction/rank.hpp",
+          "releases_newest_of_equals<P> ? ~position", "!releases_newest_of_equals<P> ? ~position",
+          ["eviction/rank", EDGES]),
+    Fault("-0 not normalised", "order_key.hpp", "bits < 0 ? -magnitude", "bits < 0 ? ~magnitude",
+          ["eviction/rank"]),
+    Fault("NaN last instead of first", "order_key.hpp",
+          "? std::numeric_limits<std::int32_t>::min() : ordered",
+          "? std::numeric_limits<std::int32_t>::max() - 1 : ordered",
+          ["eviction/rank", EDGES]),
+    Fault("negative priorities ordered by their bits", "eviction/rank.hpp",
+          "if (largest <= infinity) return", "if (largest <= 0xFF800000U) return",
+          ["eviction/rank", "policies/key_norm"]),
+    Fault("the protected range is one token too long", "concepts.hpp",
+          "-1 : lane.newest - count;", "-1 : lane.newest - count - 1;",
+          ["policies/h2o", CONTRACT]),
+    Fault("the protected range is one token too short", "concepts.hpp",
+          "-1 : lane.newest - count;", "-1 : lane.newest - count + 1;",
+          ["policies/h2o", CONTRACT]),
+    Fault("protected tokens: the first lose before the newest", "eviction/select.hpp",
+          "position >= first ? among_newest : among_first",
+          "position < first ? among_newest : among_first", [EDGES, CONTRACT, ANY_ORDER]),
+    Fault("many victims: one too many", "eviction/select.hpp",
+          "view.occupied - view.budget, victims)", "view.occupied - view.budget + 1, victims)",
+          ["policies/snapkv", EDGES, "policies/h2o", ANY_ORDER]),
+    Fault("keep_never stays below the budget", "eviction/ledger.hpp",
+          "view.occupied > view.budget || lowest.rank == ordered_keep_never",
+          "view.occupied > view.budget", ["policies/sentinel", EDGES]),
+    Fault("the heap takes the larger child", "eviction/victim_queue.hpp",
+          "first[child + 1].key < first[child].key", "first[child + 1].key > first[child].key",
+          ["eviction/victim_queue", "policies/key_norm"]),
+    # ---------------------------------------------------------------- the books
+    Fault("budget off by one", "eviction/ledger.hpp", "return policy_.budget();",
+          "return policy_.budget() == unbounded ? unbounded : policy_.budget() - 1;",
+          ["policies/sliding_window", CONTRACT]),
+    Fault("slot state kept when a slot is reused", "eviction/ledger.hpp",
+          "if constexpr (!std::is_empty_v<slot_state>) states_[cell] = {};", "",
+          ["policies/h2o", ANY_ORDER]),
+    Fault("a released slot is free twice", "eviction/ledger.hpp",
+          "    --record.occupied;\n    give_back(lane, record, slot);",
+          "    --record.occupied;\n    give_back(lane, record, slot);\n"
+          "    give_back(lane, record, slot);",
+          ["policies/h2o", CONTRACT]),
+    Fault("a rejected token's slot is lost", "eviction/ledger.hpp",
+          "      give_back(lane, record, fresh[j]);\n", "", [CACHE, CONTRACT, ANY_ORDER]),
+    Fault("rejected tokens stay", "eviction/ledger.hpp",
+          "for (index_t j = record.new_count; j-- > accepted;)",
+          "for (index_t j = record.new_count; j-- > record.new_count;)",
+          [CACHE, "policies/tova", CONTRACT, ANY_ORDER]),
+    Fault("a fork without slot states", "eviction/ledger.hpp",
+          "if constexpr (!std::is_empty_v<slot_state>) copy_cells(states_, lane, twin);", "",
+          [CACHE, CONTRACT, ANY_ORDER]),
+    Fault("a fork without lane states", "eviction/ledger.hpp",
+          "lane_states_[static_cast<std::size_t>(twin)] = "
+          "lane_states_[static_cast<std::size_t>(lane)];", "", [CACHE, CONTRACT, ANY_ORDER]),
+    Fault("a fork without the queue", "eviction/ledger.hpp",
+          "if constexpr (ranks_once<P>) queue_.copy(lane, twin);", "", [CACHE, CONTRACT]),
+    Fault("a row's lane state survives its sequence", "eviction/ledger.hpp",
+          "if (!std::is_empty_v<lane_state>) lane_states_[static_cast<std::size_t>(lane)] = {};",
+          "", [ANY_ORDER, CONTRACT, EDGES]),
+    Fault("the seed belongs to the row", "eviction/ledger.hpp",
+          "            at(rows_, row_of(lane)).seed};",
+          "            static_cast<std::uint64_t>(row_of(lane))};",
+          ["policies/random", CONTRACT]),
+    Fault("a new budget is not applied at once", "eviction/ledger.hpp",
+          "    shrink(lane, budget);\n", "", [EDGES, ANY_ORDER]),
+    Fault("room is made for one token too few", "kv_cache.hpp",
+          "budget - tokens)", "budget - tokens + 1)", ["policies/streaming_llm", EDGES]),
+    # ---------------------------------------------------------------- what the policy is told
+    Fault("rejected observations counted", "kv_cache.hpp",
+          "attention_.accepted_weights(policy(), lane, stay)",
+          "attention_.accepted_weights(policy(), lane, step.count)",
+          [CACHE, "policies/tova", "policies/h2o", CONTRACT, ANY_ORDER]),
+    Fault("weights summed over the batch", "attention/step_attention.hpp",
+          "pending_.row(books.lane(row, layer, head), j)",
+          "pending_.row(books.lane(0, layer, head), j)",
+          ["testing/store_contract", CACHE, EDGES, CONTRACT, ANY_ORDER]),
+    Fault("weights of the last step stay", "attention/pending_weights.hpp",
+          "std::fill(begun_.begin(), begun_.end(), std::uint8_t{0});", "",
+          ["policies/h2o", CONTRACT]),
+    Fault("query_weight reversed", "attention/pending_weights.hpp",
+          "query_weight(queries - 1 - j)", "query_weight(j)",
+          ["policies/tova", "policies/h2o"]),
+    Fault("query_weight reversed in a prompt", "attention/prompt_attention.hpp",
+          "query_weight_of(policy, n - 1 - i)", "query_weight_of(policy, i)",
+          ["policies/snapkv", "policies/tova"]),
+    Fault("decay applied per call, not per query", "policies/decayed_h2o.hpp",
+          "state.mass * power(factor, queries)", "state.mass * factor", ["policies/h2o"]),
+    Fault("mean not divided", "attention/gqa.hpp",
+          "reduction == gqa_reduction::mean && member", "false && member",
+          ["policies/h2o", "policies/snapkv", ANY_ORDER]),
+    Fault("maximum of a group is its sum", "attention/gqa.hpp",
+          "} else if (reduction == gqa_reduction::max) {", "} else if (false) {",
+          ["policies/snapkv", "policies/h2o", ANY_ORDER]),
+    # ---------------------------------------------------------------- attention
+    Fault("wrong KV head for a query head: keys", "attention/query_attention.hpp",
+          "index_t const kv_head = head / group;\n      attended_lane",
+          "index_t const kv_head = head % kv_heads;\n      attended_lane",
+          [CACHE, "policies/h2o", REFERENCE, CONTRACT]),
+    Fault("wrong KV head for a query head: values", "attention/query_attention.hpp",
+          "index_t const kv_head = head / group;\n      std::span<float const>",
+          "index_t const kv_head = head % kv_heads;\n      std::span<float const>",
+          [CACHE, REFERENCE, CONTRACT]),
+    Fault("a step's tokens see later ones", "attention/step_attention.hpp",
+          "static_cast<std::size_t>(count - 1 - j)", "std::size_t{0}",
+          [CACHE, "policies/tova", CONTRACT, ANY_ORDER]),
+    Fault("a prompt's tokens see the next one", "attention/prompt_attention.hpp",
+          "visible(in_order.data(), static_cast<std::size_t>(i) + 1)",
+          "visible(in_order.data(), std::min(size, static_cast<std::size_t>(i) + 2))",
+          ["policies/snapkv", "policies/h2o", REFERENCE, CONTRACT]),
+    Fault("softmax sums before it is done", "attention/decode_attention.hpp",
+          "    sum += logit;\n", "    sum = logit;\n",
+          [CACHE, "policies/h2o", REFERENCE, CONTRACT]),
+    Fault("softmax without subtracting the maximum", "attention/decode_attention.hpp",
+          "std::exp(logit - largest)", "std::exp(logit)", [EDGES, CACHE, REFERENCE, CONTRACT]),
+    Fault("top-K keeps one too few", "attention/top_k.hpp",
+          "always_last ? count - 1 : count;", "always_last ? count - 1 : count - 1;",
+          ["attention/top_k", REFERENCE]),
+    Fault("top-K counts its own token on top", "attention/top_k.hpp",
+          "always_last ? count - 1 : count;", "count;",
+          ["attention/top_k", REFERENCE]),
+    Fault("gather in the wrong order", "eviction/compact.hpp",
+          "T* const to = view(sequence, kv_head, i);",
+          "T* const to = view(sequence, kv_head, static_cast<index_t>(order.size()) - 1 - i);",
+          ["eviction/compact", CONTRACT]),
+    Fault("the matrix product in the wrong order", "eviction/compact.hpp",
+          "T* const to = view(sequence, kv_head, static_cast<index_t>(i));",
+          "T* const to = view(sequence, kv_head, static_cast<index_t>(order.size() - 1 - i));",
+          ["eviction/compact", CONTRACT]),
+    # ---------------------------------------------------------------- positions
+    Fault("the policy's rotary position ignored", "kv_cache.hpp",
+          "slots.rotary[slot] = policy().rotary_position(slots.state(slot));", "",
+          ["policies/sentinel", EDGES]),
+    Fault("the position is used where the rotary one belongs", "attention/key_storage.hpp",
+          "turn(token.rotary_position)", "turn(token.position)",
+          ["attention/key_storage", CACHE, EDGES, REFERENCE, ANY_ORDER]),
+    Fault("rope turns the other way", "positions/rope.hpp",
+          "      to[i * step] = x * cosine[i] - y * sine[i];\n"
+          "      to[i * step + partner] = x * sine[i] + y * cosine[i];",
+          "      to[i * step] = x * cosine[i] + y * sine[i];\n"
+          "      to[i * step + partner] = y * cosine[i] - x * sine[i];",
+          ["positions/rope"]),
+    Fault("rope pairs swapped", "positions/rope.hpp",
+          "index_t const step = pairs_ == rope_pairs::adjacent ? 2 : 1;\n"
+          "    index_t const partner = pairs_ == rope_pairs::adjacent ? 1 : pairs;",
+          "index_t const step = pairs_ != rope_pairs::adjacent ? 2 : 1;\n"
+          "    index_t const partner = pairs_ != rope_pairs::adjacent ? 1 : pairs;",
+          ["positions/rope"]),
+    Fault("sinks shifted by one too far", "attention/key_storage.hpp",
+          "lane.positions.back() - (count - 1)", "lane.positions.back() - count",
+          ["positions/rope", "attention/key_storage", CACHE, REFERENCE,
+           CONTRACT, ANY_ORDER]),
+    # ---------------------------------------------------------------- policies
+    Fault("window off by one", "policies/sliding_window.hpp", "return size;", "return size + 1;",
+          ["policies/sliding_window"]),
+    Fault("the window's prompt mask off by one", "policies/sliding_window.hpp",
+          "query - key <= size", "query - key < size", ["policies/sliding_window", CONTRACT]),
+    Fault("sinks not protected", "policies/streaming_llm.hpp", "return sinks; }", "return 0; }",
+          ["policies/streaming_llm"]),
+    Fault("TOVA protects the newest", "policies/tova.hpp", "protect_newest ? 1 : 0", "1",
+          ["policies/tova"]),
+    Fault("TOVA adds up", "policies/tova.hpp", "state.weight = weight;", "state.weight += weight;",
+          ["policies/tova"]),
+    Fault("H2O forgets", "policies/h2o.hpp", "state.mass += weight;", "state.mass = weight;",
+          ["policies/h2o"]),
+    Fault("per age: off by one", "policies/h2o_per_age.hpp", "slot.position + 1)",
+          "slot.position + 2)", ["policies/h2o"]),
+    Fault("mask simulation: hidden scores stay", "policies/h2o_mask_simulation.hpp",
+          "if (!chosen) state.mass = 0.0F;", "", ["policies/h2o"]),
+    Fault("SnapKV pools by the tokens there are", "policies/snapkv.hpp",
+          "sum / static_cast<float>(kernel)", "sum / static_cast<float>(last - first + 1)",
+          ["policies/snapkv"]),
+    Fault("SnapKV's window votes for one query more", "policies/snapkv.hpp",
+          "later < window ? 1.0F", "later <= window ? 1.0F", ["policies/snapkv", ANY_ORDER]),
+    Fault("SnapKV listens after the prompt", "policies/snapkv.hpp",
+          "if (lane.ends_prompt || then == after_prompt::h2o) state.votes",
+          "state.votes", ["policies/snapkv", ANY_ORDER]),
+    Fault("key norm keeps the largest", "policies/key_norm.hpp", "return -state.squared_norm;",
+          "return state.squared_norm;", ["policies/key_norm"]),
+    Fault("key norm of one head only", "policies/key_norm.hpp",
+          "state.squared_norm += squared_norm;", "state.squared_norm = squared_norm;",
+          ["policies/key_norm"]),
+    Fault("the stride doubles twice", "policies/strided_doubling.hpp", "++state.doublings;",
+          "state.doublings += 2;", ["policies/strided"]),
+    Fault("the grid is off by one", "policies/strided.hpp", "return position % interval == phase;",
+          "return (position + 1) % interval == phase;", ["policies/strided"]),
+    Fault("closing sentinels leave", "policies/sentinel.hpp",
+          " && state.role != part::closing;", ";", ["policies/sentinel"]),
+    # ---------------------------------------------------------------- files and stores
+    Fault("a wrong checksum is accepted", "eviction/snapshot_file.hpp", "stored != computed || ",
+          "", ["eviction/snapshot_file"]),
+    Fault("a fork does not copy V", "kv_cache.hpp", "copy_row(kv_view_of(store_.values(layer)), "
+          "from, to);", "", ["testing/store_contract", CONTRACT]),
+]
+
+
+class Bench:
+    """A copy of the headers and tests, in which one fault at a time is compiled and run."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for part in ("include", "tests"):
+            shutil.copytree(ROOT / part, folder / part)
+        self.objects = folder / "objects"
+        self.objects.mkdir()
+        self.compiler = [os.environ.get("CXX", "c++")]
+        if shutil.which("ccache"):
+            self.compiler.insert(0, "ccache")
+        # so that both copies share what ccache holds
+        self.environment = dict(os.environ, CCACHE_BASEDIR=str(folder), CCACHE_NOHASHDIR="1")
+
+    def command(self, arguments, limit=None):
+        try:
+            done = subprocess.run(arguments, cwd=self.folder, env=self.environment, timeout=limit,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        except subprocess.TimeoutExpired:
+            return 124, f"ran longer than {limit} s"
+        return done.returncode, done.stdout.decode(errors="replace")
+
+    def compile(self, source, name):
+        code, out = self.command(
+            self.compiler + FLAGS + ["-c", source, "-o", str(self.objects / name)])
+        if code != 0:
+            raise RuntimeError(f"{source} does not compile:\n{out[-2000:]}")
+        return str(self.objects / name)
+
+    def passes(self, test):
+        """None if the test passes, else why it does not."""
+        if not (self.objects / "main.o").exists():
+            self.compile("tests/doctest_main.cpp", "main.o")
+        source = f"tests/{test}_test.cpp"
+        objects = [str(self.objects / "main.o"), self.compile(source, "test.o")]
+        # the list of all policies is compiled apart
+        if "every_policy.hpp" in (self.folder / source).read_text():
+            objects.append(self.compile("tests/support/every_policy_test.cpp", "policies.o"))
+        program = str(self.objects / "program")
+        code, out = self.command([self.compiler[-1]] + objects + ["-o", program])
+        if code != 0:
+            raise RuntimeError(f"{test} does not link:\n{out[-2000:]}")
+        code, out = self.command([program], RUN_LIMIT_S)
+        return None if code == 0 else out
+
+    def seed(self, fault):
+        """Seeds the fault; gives a function that takes it out again, None if it does not apply."""
+        header = self.folder / "include" / "adore" / fault.header
+        sound = header.read_text() if header.exists() else ""
+        if not fault.old or fault.old not in sound or fault.old == fault.new:
+            return None
+        header.write_text(sound.replace(fault.old, fault.new, 1))
+        return lambda: header.write_text(sound)
+
+
+def first_line_about(output):
+    for line in output.splitlines():
+        if "ERROR" in line or "longer than" in line or "CRASHED" in line or "Assertion" in line:
+            return line.strip().replace("include/adore/", "")[:110]
+    return "the program ended with an error"
+
+
+def try_fault(bench, fault, known):
+    remove = bench.seed(fault)
+    if remove is None:
+        return "does not apply", f"{fault.header} lacks: {fault.old.strip().splitlines()[0]}"
+    try:
+        tried = [test for test in fault.tests if test in known]
+        for test in tried:
+            output = bench.passes(test)
+            if output is not None:
+                return "caught", f"{test}: {first_line_about(output)}"
+        return "NOT CAUGHT", "by " + (", ".join(tried) or "any test, for none is there")
+    except RuntimeError as error:
+        return "does not apply", str(error)
+    finally:
+        remove()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="part of a fault's name or header")
+    parser.add_argument("--list", action="store_true", help="print the faults and stop")
+    parser.add_argument("-j", type=int, default=2, help="faults at a time (2)")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no fault after so long")
+    options = parser.parse_args()
+    faults = [f for f in FAULTS if options.only in f.name or options.only in f.header]
+    if not faults:
+        sys.exit(f"no fault has '{options.only}' in its name or header")
+    if options.list:
+        for fault in faults:
+            print(f"{fault.header}: {fault.name} [{', '.join(fault.tests)}]")
+        return 0
+
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        benches = queue.Queue()
+        for number in range(options.j):
+            benches.put(Bench(pathlib.Path(scratch) / str(number)))
+
+        def with_bench(work, *arguments):
+            if options.minutes and time.monotonic() - begin > 60 * options.minutes:
+                return "not tried", "no time was left"
+            bench = benches.get()
+            try:
+                return work(bench, *arguments)
+            finally:
+                benches.put(bench)
+
+        with concurrent.futures.ThreadPoolExecutor(options.j) as pool:
+            # a test that fails anyway would "catch" everything
+            names = sorted({test for fault in faults for test in fault.tests
+                            if (ROOT / "tests" / f"{test}_test.cpp").exists()})
+            known = set()
+
+            def baseline(bench, test):
+                try:
+                    return test, bench.passes(test)
+                except RuntimeError as error:
+                    return test, str(error)
+
+            for test, problem in pool.map(lambda name: with_bench(baseline, name), names):
+                if problem is None:
+                    known.add(test)
+                else:
+                    print(f"left out: {test} fails without any fault\n{problem[-600:]}", flush=True)
+            results = []
+            pending = {pool.submit(with_bench, try_fault, fault, known): fault for fault in faults}
+            for done in concurrent.futures.as_completed(pending):
+                verdict, detail = done.result()
+                results.append(verdict)
+                print(f"{verdict:15} {pending[done].header}: {pending[done].name} ({detail})",
+                      flush=True)
+    summary = {verdict: results.count(verdict) for verdict in sorted(set(results))}
+    print(", ".join(f"{count} {verdict}" for verdict, count in summary.items()),
+          f"in {time.monotonic() - begin:.0f} s")
+    return 0 if set(results) == {"caught"} and len(known) == len(names) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
