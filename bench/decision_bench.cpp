@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a decision costs on the host: placing a token, observing its attention, choosing a victim
-// and freeing its slot, per lane and step, through the ledger exactly as the cache drives it. Beside
-// it, in the same run, the adding of two vectors as long as a lane.
+// and freeing its slot, per lane and step, through the ledger exactly as the cache drives it.
+// Beside it, in the same run, the adding of two vectors as long as a lane.
 
 #include "adore/eviction/ledger.hpp"
 #include "adore/policies/decayed_h2o.hpp"
@@ -17,6 +17,7 @@
 #include <benchmark/benchmark.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <random>
 #include <string>
 #include <vector>
@@ -26,22 +27,26 @@ namespace {
 using namespace adore;
 
 constexpr index_t budget = 512;
-constexpr std::size_t rows = 64;  ///< different attention rows, squared norms of keys
+constexpr std::size_t rows = 64;  ///< places at which an attention row may start
+
+/// How the norms of keys come: independent of their age, as real ones do, so that a full heap
+/// rejects most newcomers at once; or ever smaller, so that each newcomer replaces its top.
+enum class norms { independent, shrinking };
 
 /// One sequence, one layer, `lanes` KV heads, in the steady state: each step brings a token and
 /// releases one in every lane.
 template <class P>
 class steady_lanes {
  public:
-  explicit steady_lanes(index_t lanes)
-      : lanes_(lanes), books_(P::of_budget(budget), {1, 1, lanes, slots, 64}, scope::kv_head, 1) {
+  steady_lanes(index_t lanes, norms trend)
+      : lanes_(lanes),
+        trend_(trend),
+        books_(P::of_budget(budget), {1, 1, lanes, slots, 64}, scope::kv_head, 1) {
     std::mt19937 random(7);
     std::exponential_distribution<float> weight(static_cast<float>(slots));  // mean 1 / slots
     for (float& w : weights_) w = weight(random);
-    std::chi_squared_distribution<float> norm(64.0F);
-    for (float& n : squared_norms_) n = norm(random);
     books_.open(0, 1);
-    for (index_t i = 0; i < 4 * slots; ++i) step();
+    for (index_t i = 0; i < 8 * slots; ++i) step();
   }
 
   void step() {
@@ -50,12 +55,12 @@ class steady_lanes {
       books_.place(lane, 1);
       if constexpr (scores_keys<P>) {
         index_t const slot = books_.new_slots(lane)[0];
-        books_.policy().score_key(books_.slots_of(lane).state(slot), squared_norms_[next()]);
+        books_.policy().score_key(books_.slots_of(lane).state(slot), squared_norm());
       }
     }
     for (index_t lane = 0; lane < lanes_; ++lane) {
-      // a row starts at any of `rows` places, so that each lane and step sees other weights
-      float const* weights = observes_attention<P> ? weights_.data() + next() : nullptr;
+      // each lane and step sees other weights
+      float const* weights = observes_attention<P> ? weights_.data() + draw() % rows : nullptr;
       books_.commit(lane, 1, weights);
     }
     books_.advance(0, 1);
@@ -63,39 +68,39 @@ class steady_lanes {
 
  private:
   static constexpr index_t slots = budget + 1;
-  std::size_t next() {
-    draw_ = (draw_ * 5 + 3) % squared_norms_.size();  // all of them, in a scattered order
-    return observes_attention<P> ? draw_ % rows : draw_;
+  std::uint32_t draw() { return drawn_ = drawn_ * 1664525U + 1013904223U, drawn_ >> 8U; }
+  float squared_norm() {
+    float const random = static_cast<float>(draw()) * 0x1p-24F;
+    if (trend_ == norms::independent) return 64.0F + random;
+    return 8192.0F + random - static_cast<float>(books_.next_position(0)) / budget;
   }
 
   index_t lanes_;
+  norms trend_;
   ledger<P> books_;
-  std::size_t draw_ = 0;
+  std::uint32_t drawn_ = 1;
   std::vector<float> weights_ = std::vector<float>(static_cast<std::size_t>(slots) + rows);
-  std::vector<float> squared_norms_ = std::vector<float>(4096);
 };
 
-template <class P>
+template <class P, norms Trend = norms::independent>
 void decide(benchmark::State& state) {
   auto const lanes = static_cast<index_t>(state.range(0));
-  steady_lanes<P> cache(lanes);
+  steady_lanes<P> cache(lanes, Trend);
   for (auto _ : state) cache.step();
   // seconds per lane and step
-  state.counters["lane_step"] =
-      benchmark::Counter(static_cast<double>(lanes),
-                         benchmark::Counter::kIsIterationInvariantRate |
-                             benchmark::Counter::kInvert);
+  state.counters["lane_step"] = benchmark::Counter(
+      static_cast<double>(lanes),
+      benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
 /// The yardstick: a[i] += b[i] over a lane's 512 floats, in the first-level cache.
 void add(benchmark::State& state) {
-  std::vector<float> a(static_cast<std::size_t>(budget), 0.0F);
-  std::vector<float> b(a.size(), 1.0F);
+  alignas(64) static float a[budget];
+  alignas(64) static float b[budget];
   for (auto _ : state) {
-    float* const sum = a.data();
-    float const* const summand = b.data();
+    float* sum = a;
     benchmark::DoNotOptimize(sum);
-    for (index_t i = 0; i < budget; ++i) sum[i] += summand[i];
+    for (index_t i = 0; i < budget; ++i) sum[i] += b[i];
     benchmark::ClobberMemory();
   }
 }
@@ -123,6 +128,7 @@ BENCHMARK_TEMPLATE(decide, sliding_window)->Arg(8)->Arg(96);
 BENCHMARK_TEMPLATE(decide, streaming_llm)->Arg(8)->Arg(96);
 BENCHMARK_TEMPLATE(decide, strided)->Arg(8)->Arg(96);
 BENCHMARK_TEMPLATE(decide, key_norm)->Arg(8)->Arg(96);
+BENCHMARK_TEMPLATE(decide, key_norm, norms::shrinking)->Arg(8)->Arg(96);
 BENCHMARK_TEMPLATE(decide, random_reservoir)->Arg(8)->Arg(96);
 BENCHMARK_TEMPLATE(decide, h2o)->Arg(8)->Arg(96);
 BENCHMARK_TEMPLATE(decide, decayed_h2o)->Arg(8)->Arg(96);

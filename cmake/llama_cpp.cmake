@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # llama.cpp, from which the example engine takes model files and tokenisation: an installed package
-# (find_package(llama)), else the sources in LLAMA_CPP_DIR. Gives the targets llama and ggml.
+# (find_package(llama)), else the sources in LLAMA_CPP_DIR, for which llama_cpp_build.cmake is included
+# at the end. Either way the targets are llama and ggml.
 set(LLAMA_CPP_DIR "" CACHE PATH "Folder of the llama.cpp sources, where no llama package is installed")
 option(ADORE_LLAMA_CPP_PINNED "LLAMA_CPP_DIR is the version of cmake/download.cmake: build it quickly"
        OFF)
@@ -17,60 +18,3 @@ if(NOT EXISTS "${LLAMA_CPP_DIR}/include/llama.h")
   message(FATAL_ERROR "adore: ADORE_LLAMA needs llama.cpp; install it, or name its source folder by "
                       "-DLLAMA_CPP_DIR=<folder>, or run cmake -P cmake/compare.cmake, which gets it")
 endif()
-
-# In a function, so that none of these settings reaches our own targets.
-function(adore_add_llama_cpp)
-  set(BUILD_SHARED_LIBS OFF)
-  set(GGML_OPENMP OFF) # its threads spin; two of them on two busy cores stall each other
-  set(GGML_NATIVE ${ADORE_NATIVE})
-  set(GGML_CCACHE OFF) # would set a launcher for every target of this build
-  set(GGML_LLAMAFILE OFF) # a second matrix product, 10 s to compile
-  set(GGML_CPU_REPACK OFF) # other layouts of quantised weights, made while loading
-  set(LLAMA_ALL_WARNINGS OFF)
-  foreach(part COMMON TESTS TOOLS EXAMPLES SERVER APP)
-    set(LLAMA_BUILD_${part} OFF)
-  endforeach()
-  set(LLAMA_OPENSSL OFF)
-  # Upstream asks git for its version, but in an unpacked archive git would answer for adore's.
-  set(GIT_EXECUTABLE /bin/false)
-  set(GIT_EXE /bin/false)
-  set(CMAKE_MESSAGE_LOG_LEVEL WARNING)
-  add_subdirectory("${LLAMA_CPP_DIR}" "${PROJECT_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
-endfunction()
-adore_add_llama_cpp()
-
-foreach(target llama ggml ggml-base ggml-cpu)
-  target_compile_options(${target} PRIVATE -w)
-  # For those who include them they are system headers: our warnings are for our own code.
-  get_target_property(dirs ${target} INTERFACE_INCLUDE_DIRECTORIES)
-  if(dirs)
-    set_target_properties(${target} PROPERTIES INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${dirs}")
-  endif()
-endforeach()
-if(NOT ADORE_LLAMA_CPP_PINNED)
-  return()
-endif()
-
-# The rest only saves time in the first build: 80 s of processor time instead of 230 s. What has to
-# be fast is ggml's operators and conversions (C, and all of ggml-cpu). The C++ of the others
-# (loaders, tokeniser, samplers, the graphs of 150 model families) runs for milliseconds: without
-# optimisation it still makes 100,000 tokens a second.
-foreach(target llama ggml ggml-base)
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O0>)
-endforeach()
-set(dir ${LLAMA_CPP_DIR}/ggml/src/ggml-cpu) # unused without GGML_CPU_REPACK
-set_source_files_properties(
-  ${dir}/repack.cpp ${dir}/arch/x86/repack.cpp ${dir}/arch/arm/repack.cpp TARGET_DIRECTORY ggml-cpu
-  PROPERTIES COMPILE_OPTIONS -O0)
-
-# Few large sources over one set of parsed headers.
-target_precompile_headers(
-  llama PRIVATE ${LLAMA_CPP_DIR}/src/models/models.h
-  <algorithm> <functional> <map> <regex> <string> <unordered_map> <vector>)
-get_target_property(sources llama SOURCES)
-list(FILTER sources INCLUDE REGEX "^(llama|unicode).*\\.cpp$")
-list(REMOVE_ITEM sources llama-kv-cache-dsv4.cpp) # repeats a name of another source
-list(TRANSFORM sources PREPEND ${LLAMA_CPP_DIR}/src/)
-set_source_files_properties(
-  ${sources} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION OFF)
-set_target_properties(llama PROPERTIES UNITY_BUILD_BATCH_SIZE 18)

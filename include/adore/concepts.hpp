@@ -275,6 +275,13 @@ concept budgets_lanes = requires(P const& p, kv_shape shape, index_t layer, inde
   { p.lane_budget(shape, layer, kv_head) } -> std::same_as<index_t>;
 };
 
+/// ... and one for the selection from a dense prompt of `tokens` tokens.
+template <class P>
+concept budgets_prompt_lanes =
+    requires(P const& p, kv_shape shape, index_t layer, index_t kv_head, index_t tokens) {
+  { p.lane_prompt_budget(shape, layer, kv_head, tokens) } -> std::same_as<index_t>;
+};
+
 /// Divides a layer's budget among its KV heads by their prompt priorities (Ada-KV). `priorities`
 /// holds [kv_head, token] candidates; `budgets` gets one number per KV head.
 template <class P>

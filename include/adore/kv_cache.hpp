@@ -60,6 +60,14 @@ class kv_cache {
         progress_(store_.shape(), options_.max_new),
         storage_(policy, scheme(), options_.rotation, ledger_.slots()),
         attention_(ledger_, options_.reduction) {
+    if constexpr (budgets_lanes<Policy>) {
+      if (reach() == scope::model && ledger_.shape().layers > 1) {
+        throw std::invalid_argument(
+            "adore: budgets per layer need lanes of scope layer or kv_head; scope model has one "
+            "for "
+            "all layers");
+      }
+    }
     if constexpr (limits_attention<Policy>) {
       if (policy.attention_limit().scope == top_k_scope::layer && reach() == scope::kv_head) {
         throw std::invalid_argument(
@@ -181,6 +189,7 @@ class kv_cache {
               token_view<float const> k,
               token_view<float const> v) requires by_slot {
     index_t const kv_heads = ledger_.shape().kv_heads;
+    progress_.require_step("append");
     progress_.check_tensor("append", k, kv_heads);
     progress_.check_tensor("append", v, kv_heads);
     progress_.append(layer);
@@ -215,6 +224,7 @@ class kv_cache {
               token_view<float const> q,
               token_view<float> out,
               Watcher&& watch = {}) requires by_slot {
+    progress_.require_step("attend");
     progress_.check_heads("attend", q.heads);
     progress_.check_tensor("attend", q, q.heads);
     progress_.check_tensor("attend", out, q.heads);
@@ -250,6 +260,7 @@ class kv_cache {
   void observe(index_t layer,
                token_view<float const> weights,
                std::span<position_t const> columns = {}) {
+    progress_.require_step("observe");
     progress_.check_heads("observe", weights.heads);
     if (weights.tokens != progress_.tokens()) {
       throw std::logic_error("adore: observe: weights of " + std::to_string(weights.tokens) +
@@ -277,14 +288,17 @@ class kv_cache {
   /// @param accepted  one number per row of `begin_step`, or empty: all
   void end_step(std::span<index_t const> accepted) {
     progress_.template check_end<Policy>(accepted);
-    if (progress_.in_prompt()) {
-      if (reach() == scope::model) finish_prompt(0);
-      index_t const row = progress_.rows().front().row;
-      ledger_.advance(row, progress_.tokens());
-      for_lanes(row, [&](index_t lane) { ledger_.finish_prompt(lane); });
-      progress_.end();
-      return;
+    if constexpr (by_slot) {  // no other store takes dense prompts
+      if (progress_.in_prompt()) {
+        if (reach() == scope::model) finish_prompt(0);
+        index_t const row = progress_.rows().front().row;
+        ledger_.advance(row, progress_.tokens());
+        for_lanes(row, [&](index_t lane) { ledger_.finish_prompt(lane); });
+        progress_.end();
+        return;
+      }
     }
+    if constexpr (!by_slot) require_placed();
     for (std::size_t i = 0; i < progress_.rows().size(); ++i) {
       step_progress::row_step const& step = progress_.rows()[i];
       index_t const stay = accepted.empty() ? step.count : accepted[i];
@@ -422,7 +436,13 @@ class kv_cache {
     if constexpr (budgets_lanes<Policy>) {
       budget = policy().lane_budget(ledger_.shape(), ledger_.layer_of(lane), ledger_.head_of(lane));
     }
-    if constexpr (budgets_prompt<Policy>) budget = std::min(budget, policy().prompt_budget());
+    if constexpr (budgets_prompt_lanes<Policy>) {
+      index_t const of_prompt = policy().lane_prompt_budget(
+          ledger_.shape(), ledger_.layer_of(lane), ledger_.head_of(lane), unbounded);
+      budget = std::min(budget, of_prompt);
+    } else if constexpr (budgets_prompt<Policy>) {
+      budget = std::min(budget, policy().prompt_budget());
+    }
     index_t const room = by_slot ? ledger_.slots() - options_.max_new : store_.capacity();
     if (budget != unbounded && budget > room) {
       throw std::invalid_argument("adore: budget = " + std::to_string(budget) +
@@ -477,6 +497,18 @@ class kv_cache {
                     *slots.lane_state,
                     slots.view(slot),
                     heard_[static_cast<std::size_t>(step.first + j)]);
+    }
+  }
+  void require_placed() {
+    for (step_progress::row_step const& step : progress_.rows()) {
+      for_lanes(step.row, [&](index_t lane) {
+        auto const slots = ledger_.new_slots(lane);
+        if (std::find(slots.begin(), slots.end(), -1) == slots.end()) return;
+        throw std::logic_error(
+            "adore: end_step: the store has not reported by `placed` where all new "
+            "tokens of row " +
+            std::to_string(step.row) + " are");
+      });
     }
   }
   void number_queries() {

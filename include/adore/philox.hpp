@@ -34,15 +34,19 @@ ADORE_HOST_DEVICE constexpr float unit_float(std::uint32_t bits) noexcept {
 }
 
 /// Folds a sequence's seed and a lane's place into the key of a stream.
+///
+/// Source: the finaliser of splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number
+///         Generators", OOPSLA 2014, figure 16): a policy calls this for every token.
 ADORE_HOST_DEVICE constexpr std::uint32_t stream_key(std::uint64_t seed,
                                                      std::int32_t layer,
                                                      std::int32_t kv_head) noexcept {
   std::uint64_t const place =
       (static_cast<std::uint64_t>(static_cast<std::uint32_t>(layer)) << 32U) |
       static_cast<std::uint32_t>(kv_head);
-  auto const low = static_cast<std::uint32_t>(seed);
-  auto const high = static_cast<std::uint32_t>(seed >> 32U);
-  return static_cast<std::uint32_t>(philox(low, philox(high, place)));
+  std::uint64_t bits = seed + (place + 1U) * 0x9E3779B97F4A7C15U;
+  bits = (bits ^ (bits >> 30U)) * 0xBF58476D1CE4E5B9U;
+  bits = (bits ^ (bits >> 27U)) * 0x94D049BB133111EBU;
+  return static_cast<std::uint32_t>(bits >> 32U);
 }
 
 }  // namespace adore

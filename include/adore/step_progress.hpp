@@ -55,6 +55,11 @@ class step_progress {
                                " new tokens for row " + std::to_string(rows[i].row) +
                                "; max_new = " + std::to_string(max_new_));
       }
+      if (rows[i].count > last_position - books.next_position(rows[i].row)) {
+        throw std::length_error("adore: a sequence ends at position " +
+                                std::to_string(last_position) + "; row " +
+                                std::to_string(rows[i].row) + " is there");
+      }
       for (std::size_t k = 0; k < i; ++k) {
         if (rows[k].row == rows[i].row) {
           throw std::logic_error("adore: begin_step: row " + std::to_string(rows[i].row) +
@@ -78,6 +83,12 @@ class step_progress {
   }
   void end() noexcept { stage_ = stage::idle; }
 
+  /// A call that belongs into a step has come.
+  void require_step(char const* what) const {
+    if (stage_ == stage::idle) {
+      throw std::logic_error(std::string("adore: ") + what + ": no step has begun");
+    }
+  }
   void append(index_t layer) {
     layer_done& done = at(layer, "append");
     if (done.appended) refuse("append", layer, "has its tokens already");
@@ -117,7 +128,7 @@ class step_progress {
   /// @param accepted  see `kv_cache::end_step`
   template <eviction_policy P>
   void check_end(std::span<index_t const> accepted) const {
-    if (stage_ == stage::idle) throw std::logic_error("adore: end_step: no step has begun");
+    require_step("end_step");
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       auto const layer = static_cast<index_t>(l);
       if ((observes_attention<P> || in_prompt()) && !layers_[l].observed) {
@@ -147,9 +158,7 @@ class step_progress {
                            " " + why);
   }
   layer_done& at(index_t layer, char const* what) {
-    if (stage_ == stage::idle) {
-      throw std::logic_error(std::string("adore: ") + what + ": no step has begun");
-    }
+    require_step(what);
     if (layer < 0 || layer >= shape_.layers) {
       refuse(what, layer, ("does not exist; there are " + std::to_string(shape_.layers)).c_str());
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The smallest program that a user can write: a policy, its budget.
 #include <adore/adore.hpp>
+
 #include <cstdio>
 
 int main() {

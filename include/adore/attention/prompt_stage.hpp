@@ -170,7 +170,12 @@ class prompt_stage {
                        .weights = std::vector<float>(n, 0.0F)};
       lane.view.occupied = count_;
       lane.view.ends_prompt = true;
-      if constexpr (budgets_prompt<P>) lane.view.budget = books_->policy().prompt_budget();
+      if constexpr (budgets_prompt_lanes<P>) {
+        lane.view.budget = books_->policy().lane_prompt_budget(
+            books_->shape(), lane.view.layer, lane.view.kv_head, count_);
+      } else if constexpr (budgets_prompt<P>) {
+        lane.view.budget = books_->policy().prompt_budget();
+      }
       *lane.lane_state = {};
       for (index_t j = 0; j < count_; ++j) {
         lane.positions.push_back(j);
@@ -221,7 +226,10 @@ class prompt_stage {
         priorities.data(), static_cast<index_t>(lanes_.size()), count, budgets.data());
     for (std::size_t head = 0; head < lanes_.size(); ++head) {
       lanes_[head].view.budget = budgets[head];
-      books_->assign_budget(lanes_[head].number, budgets[head]);
+      // a policy that releases nothing after the prompt keeps its lanes unbounded
+      if (books_->budget(lanes_[head].number) != unbounded) {
+        books_->assign_budget(lanes_[head].number, budgets[head]);
+      }
     }
   }
 

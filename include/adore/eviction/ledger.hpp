@@ -235,8 +235,9 @@ class ledger {
       saved.rotary.insert(saved.rotary.end(), turned.begin(), turned.end());
       if constexpr (!std::is_empty_v<slot_state>) {
         auto const* const bytes = reinterpret_cast<std::byte const*>(states_.data() + offset(lane));
-        saved.slot_states.insert(
-            saved.slot_states.end(), bytes, bytes + shape_.slots * std::ptrdiff_t{sizeof(slot_state)});
+        saved.slot_states.insert(saved.slot_states.end(),
+                                 bytes,
+                                 bytes + shape_.slots * std::ptrdiff_t{sizeof(slot_state)});
       }
     }
     if constexpr (!std::is_empty_v<lane_state>) {
@@ -302,7 +303,8 @@ class ledger {
     assert(placement_ == placement::by_store);
     occupy(lane, j, slot, at(rows_, row_of(lane)).next + j);
   }
-  /// A store that moved its tokens says where they are now: new_slot_of[old slot], -1 for a free one.
+  /// A store that moved its tokens says where they are now: new_slot_of[old slot], -1 for a free
+  /// one.
   void move(index_t lane, std::span<index_t const> new_slot_of) {
     auto const cells = offset(lane);
     std::vector<position_t> const positions(positions_.begin() + cells,
@@ -559,6 +561,7 @@ class ledger {
     }
   }
   void give_back(index_t lane, lane_record& record, index_t slot) {
+    if (placement_ == placement::by_store) return;  // it knows which of its slots are free
     free_[static_cast<std::size_t>(offset(lane) + record.free_count++)] = slot;
   }
   void occupy(index_t lane, index_t j, index_t slot, position_t position) {
@@ -630,7 +633,7 @@ class ledger {
       } else {
         float const priority =
             priority_of(policy_, slots.view(s), view, slots.state(s), *slots.lane_state);
-        keys.emplace_back(order_key(priority, p), s);
+        keys.emplace_back(order_key(priority, p, releases_newest_of_equals<P>), s);
       }
     }
     std::sort(keys.rbegin(), keys.rend());

@@ -40,7 +40,7 @@ struct candidate_test {
   /// All ones unless a token at this position is a candidate.
   std::uint32_t hides(position_t position) const {
     return static_cast<std::int32_t>(static_cast<std::uint32_t>(position) + shift) > last ? all_ones
-                                                                                         : 0U;
+                                                                                          : 0U;
   }
 };
 
@@ -110,9 +110,9 @@ lowest_slot rank_pass(P const policy,
                       candidate_range const range,
                       float const* weights,
                       index_t const queries_given) {
-  // Only the blocks that hold the minimum are looked at again, for the age of its equals. All minima
-  // are compared first and the ranks are kept for that: "lower than all blocks before?" is a toss
-  // that the processor often guesses wrong, and a wrong guess costs as much as a block.
+  // Only the blocks that hold the minimum are looked at again, for the age of its equals. All
+  // minima are compared first and the ranks are kept for that: "lower than all blocks before?" is a
+  // toss that the processor often guesses wrong, and a wrong guess costs as much as a block.
   constexpr index_t block = 64;
   constexpr index_t blocks = 16;
   index_t const queries = FixedQueries > 0 ? FixedQueries : queries_given;

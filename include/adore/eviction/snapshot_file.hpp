@@ -33,8 +33,7 @@ namespace adore {
 //               8  number of bytes of slot states, and these; likewise lane states
 //               8  FNV-1a (64 bits) of everything before
 //
-// States are the policy's own bytes in the writer's memory layout, so a file belongs to one kind of
-// machine; the numbers of a state are the same on all machines that this library supports.
+// States are the bytes of the policy's own structs as the writing compiler lays them out.
 
 inline constexpr std::string_view snapshot_magic = "adorerow";
 inline constexpr std::uint32_t snapshot_version = 1;

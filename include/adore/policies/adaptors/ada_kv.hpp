@@ -58,8 +58,10 @@ inline std::vector<index_t> ada_budgets(std::span<index_t const> chosen,
 }
 
 /// Divides a layer's budget among its KV heads once, at the end of a dense prompt; protected tokens
-/// are kept in every head and do not take part. The store needs slots for the largest share, at
-/// most the layer's whole budget.
+/// are kept in every head and do not take part. The largest share may be `largest_budget`: the
+/// store needs slots for it, or the prompt ends with a length_error.
+///
+///     ada_kv<snapkv>{.of = {.size = 512}}
 ///
 /// Differs: ties between heads go to the newer token, then to the lower head.
 template <eviction_policy P>
@@ -75,13 +77,7 @@ struct ada_kv : forwards<ada_kv<P>, P> {
                      index_t kv_heads,
                      index_t tokens,
                      index_t* budgets) const {
-    lane_view const end{.newest = 0,
-                        .occupied = 0,
-                        .budget = budgets[0],
-                        .layer = 0,
-                        .kv_head = 0,
-                        .seed = 0,
-                        .ends_prompt = true};
+    lane_view const end = end_of_prompt(budgets[0]);
     index_t const kept = first_protected_by(of, end) + newest_protected_by(of, end);
     index_t const mean = budgets[0] - kept;
     if (mean <= 0 || tokens <= mean) return;  // nothing to divide: every head keeps all or nothing
@@ -89,7 +85,7 @@ struct ada_kv : forwards<ada_kv<P>, P> {
     for (index_t head = 0; head < kv_heads; ++head) {
       for (index_t j = 0; j < tokens; ++j) {
         float const priority = priorities[static_cast<std::ptrdiff_t>(head) * tokens + j];
-        keys.emplace_back(~order_key(priority, j), head);
+        keys.emplace_back(~order_key(priority, j, releases_newest_of_equals<P>), head);
       }
     }
     auto const best = keys.begin() + static_cast<std::ptrdiff_t>(mean) * kv_heads;
@@ -101,9 +97,28 @@ struct ada_kv : forwards<ada_kv<P>, P> {
     std::vector<index_t> const divided = ada_budgets(chosen, mean, floor, reading);
     for (std::size_t head = 0; head < divided.size(); ++head) budgets[head] = divided[head] + kept;
   }
+  /// The most that one of a layer's heads can get: all that no other is sure of.
+  index_t largest_budget(index_t kv_heads, index_t budget) const {
+    lane_view const end = end_of_prompt(budget);
+    index_t const kept = first_protected_by(of, end) + newest_protected_by(of, end);
+    std::vector<index_t> chosen(static_cast<std::size_t>(kv_heads), 0);
+    chosen[0] = (budget - kept) * kv_heads;
+    return kept + ada_budgets(chosen, budget - kept, floor, reading)[0];
+  }
   constexpr void validate() const {
     of.validate();
     require_field(floor >= 0.0F && floor <= 1.0F, "ada_kv.floor", floor, "must lie in [0, 1]");
+  }
+
+ private:
+  static constexpr lane_view end_of_prompt(index_t budget) {
+    return {.newest = 0,
+            .occupied = 0,
+            .budget = budget,
+            .layer = 0,
+            .kv_head = 0,
+            .seed = 0,
+            .ends_prompt = true};
   }
 };
 

@@ -8,10 +8,11 @@
 
 namespace adore {
 
-/// A token is no candidate until `queries` queries, its own among them, have seen it. With
-/// `counts` = false the attention that it receives meanwhile is forgotten too: the attention of
-/// neighbours, which all newcomers get, then says nothing about them. That is what sets it apart
-/// from protected recent tokens. In a call of several queries the last one decides for all.
+/// A token is no candidate in the steps of the first `queries` queries that see it, its own among
+/// them. With `counts` = false the attention that it receives meanwhile is forgotten too: the
+/// attention of neighbours, which all newcomers get, then says nothing about them. That is what
+/// sets it apart from protected recent tokens. In a call of several queries the last one decides
+/// for all.
 template <eviction_policy P>
 struct delayed : forwards<delayed<P>, P> {
   P of{};

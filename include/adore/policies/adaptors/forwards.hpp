@@ -43,8 +43,9 @@ struct forwards_positions<P> {
 }  // namespace detail
 
 /// Base of an adaptor: `template <class P> struct name : forwards<name<P>, P> { P of{}; ... };`.
-/// A member of the adaptor hides the one here. `sinks_and_window` is not forwarded: an adaptor that
-/// keeps other tokens would break what it promises.
+/// (g++ -Wextra warns of the base when an adaptor is written with designated initialisers; it is
+/// empty.) A member of the adaptor hides the one here. `sinks_and_window` is not forwarded: an
+/// adaptor that keeps other tokens would break what it promises.
 template <class Adaptor, eviction_policy P>
 struct forwards : detail::forwards_fixed_priority<P>,
                   detail::forwards_levels<P>,
@@ -111,6 +112,16 @@ struct forwards : detail::forwards_fixed_priority<P>,
       slot_state& state, float squared_norm) const noexcept requires scores_keys<P> {
     inner().score_key(state, squared_norm);
   }
+  ADORE_HOST_DEVICE constexpr void score(slot_state& state,
+                                         float logit) const noexcept requires scores_tokens<P> {
+    inner().score(state, logit);
+  }
+  ADORE_HOST_DEVICE constexpr index_t rebuild_count() const noexcept requires rebuilds_tokens<P> {
+    return inner().rebuild_count();
+  }
+  ADORE_HOST_DEVICE constexpr index_t recall_count() const noexcept requires recalls_tokens<P> {
+    return inner().recall_count();
+  }
   ADORE_HOST_DEVICE constexpr void hear(slot_state& state,
                                         lane_state& lane,
                                         slot_view slot,
@@ -159,6 +170,13 @@ struct forwards : detail::forwards_fixed_priority<P>,
                                 index_t layer,
                                 index_t kv_head) const noexcept requires budgets_lanes<P> {
     return inner().lane_budget(shape, layer, kv_head);
+  }
+  constexpr index_t lane_prompt_budget(kv_shape shape,
+                                       index_t layer,
+                                       index_t kv_head,
+                                       index_t tokens) const noexcept requires
+      budgets_prompt_lanes<P> {
+    return inner().lane_prompt_budget(shape, layer, kv_head, tokens);
   }
   void divide_budget(float const* priorities,
                      index_t kv_heads,

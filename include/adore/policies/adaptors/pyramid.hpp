@@ -44,9 +44,34 @@ constexpr index_t pyramid_budget(index_t mean,
   return static_cast<index_t>(numerator(layer) / denominator) + (ahead < left ? 1 : 0);
 }
 
-/// Gives each layer its own budget, around the policy's; protected newest tokens are kept
-/// everywhere and do not take part. The store needs slots for the lowest layer's budget, nearly
-/// twice the mean.
+/// The authors' code at a prompt: `repo` rounding, but nothing is released from a prompt within
+/// mean + kept tokens, budgets are even below 2 x mean, and no layer is promised more than there
+/// is.
+///
+/// @param kept  tokens that every layer keeps besides (the observation window)
+constexpr index_t pyramid_budget_of_prompt(index_t mean,
+                                           index_t kept,
+                                           index_t layers,
+                                           index_t layer,
+                                           index_t tokens,
+                                           index_t beta = 20) noexcept {
+  index_t const others = tokens > kept ? tokens - kept : 0;
+  if (others < mean) return others;
+  if (tokens < 2 * mean || layers == 1) return mean;
+  index_t least = mean / beta;
+  index_t most = 2 * mean - least;
+  if (most >= others) {
+    most = others;
+    least = 2 * mean - most;
+  }
+  return most - layer * ((most - least) / (layers - 1));
+}
+
+/// Gives each layer its own budget, around the policy's, or around what a policy keeps of a prompt
+/// if it releases nothing later; protected newest tokens are kept everywhere and do not take part.
+/// The store needs slots for the lowest layer's budget, nearly twice the mean.
+///
+///     pyramid<snapkv>{.of = {.size = 128, .window = 8}}
 template <eviction_policy P>
 struct pyramid : forwards<pyramid<P>, P> {
   P of{};
@@ -56,13 +81,23 @@ struct pyramid : forwards<pyramid<P>, P> {
       P::default_scope == scope::model ? scope::layer : P::default_scope;
 
   constexpr index_t lane_budget(kv_shape shape, index_t layer, index_t) const noexcept {
-    index_t const kept = window();
-    return kept + pyramid_budget(of.budget() - kept, shape.layers, layer, beta, rounding);
+    if (of.budget() == unbounded) return unbounded;
+    return kept() + pyramid_budget(mean(), shape.layers, layer, beta, rounding);
+  }
+  constexpr index_t lane_prompt_budget(kv_shape shape,
+                                       index_t layer,
+                                       index_t,
+                                       index_t tokens) const noexcept {
+    bool const once = of.budget() == unbounded;
+    if (once && rounding == pyramid_rounding::repo) {
+      return kept() + pyramid_budget_of_prompt(mean(), kept(), shape.layers, layer, tokens, beta);
+    }
+    return kept() + pyramid_budget(mean(), shape.layers, layer, beta, rounding);
   }
   constexpr void validate() const {
     of.validate();
     require_field(beta >= 1, "pyramid.beta", beta, "must be at least 1");
-    require_field(of.budget() != unbounded && of.budget() - window() >= beta,
+    require_field(size() != unbounded && mean() >= beta,
                   "pyramid.beta",
                   beta,
                   "must not exceed the budget beside the protected newest tokens, so that the top "
@@ -70,15 +105,24 @@ struct pyramid : forwards<pyramid<P>, P> {
   }
 
  private:
-  constexpr index_t window() const noexcept {
+  constexpr index_t size() const noexcept {
+    if constexpr (budgets_prompt<P>) {
+      return of.prompt_budget();
+    } else {
+      return of.budget();
+    }
+  }
+  constexpr index_t kept() const noexcept {
     return newest_protected_by(of,
                                lane_view{.newest = 0,
                                          .occupied = 0,
-                                         .budget = of.budget(),
+                                         .budget = size(),
                                          .layer = 0,
                                          .kv_head = 0,
-                                         .seed = 0});
+                                         .seed = 0,
+                                         .ends_prompt = true});
   }
+  constexpr index_t mean() const noexcept { return size() - kept(); }
 };
 
 }  // namespace adore
