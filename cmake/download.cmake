@@ -127,7 +127,9 @@ function(get_llama_cpp)
   set(patterns ${llama_cpp_parts})
   list(TRANSFORM patterns PREPEND llama_cpp_python-0.3.36/vendor/llama.cpp/)
   file(ARCHIVE_EXTRACT INPUT ${folder}/${llama_cpp_archive} DESTINATION ${folder} PATTERNS
-       ${patterns} TOUCH) # newer than any object made from a damaged copy
+       ${patterns})
+  file(GLOB_RECURSE files ${folder}/llama_cpp_python-0.3.36/*)
+  file(TOUCH ${files}) # newer than any object that was made from a damaged copy
   file(REMOVE ${stamp})
   file(REMOVE_RECURSE ${llama_cpp_dir})
   file(RENAME ${folder}/llama_cpp_python-0.3.36/vendor/llama.cpp ${llama_cpp_dir})

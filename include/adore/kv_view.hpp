@@ -99,8 +99,9 @@ struct kv_view {
   }
 
   /// The same memory, read-only.
-  ADORE_HOST_DEVICE constexpr operator kv_view<T const>() const noexcept
-      requires(!std::is_const_v<T>) {
+  template <class U>
+    requires(std::same_as<U, T const> && !std::is_const_v<T>)
+  ADORE_HOST_DEVICE constexpr operator kv_view<U>() const noexcept {
     return {data,
             sequences,
             kv_heads,
@@ -156,8 +157,9 @@ struct token_view {
     return data + token * token_stride + head * head_stride;
   }
 
-  ADORE_HOST_DEVICE constexpr operator token_view<T const>() const noexcept
-      requires(!std::is_const_v<T>) {
+  template <class U>
+    requires(std::same_as<U, T const> && !std::is_const_v<T>)
+  ADORE_HOST_DEVICE constexpr operator token_view<U>() const noexcept {
     token_view<T const> same{data, tokens, heads, channels, token_stride};
     same.head_stride = head_stride;
     return same;

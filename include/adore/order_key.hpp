@@ -7,17 +7,24 @@
 #include "adore/types.hpp"
 
 #include <cstdint>
-#include <limits>
 
 namespace adore {
+
+/// A float's bits. (A function of its own: nvcc fails inside on the builtin in a template's body.)
+ADORE_HOST_DEVICE constexpr std::uint32_t priority_bits(float priority) noexcept {
+  return __builtin_bit_cast(std::uint32_t, priority);
+}
+ADORE_HOST_DEVICE constexpr float priority_of_bits(std::uint32_t bits) noexcept {
+  return __builtin_bit_cast(float, bits);
+}
 
 /// Maps a priority to an integer of the same order: -0 equals +0, NaN comes before -infinity.
 ADORE_HOST_DEVICE constexpr std::int32_t ordered_priority(float priority) noexcept {
   auto const bits = __builtin_bit_cast(std::int32_t, priority);
-  std::int32_t const magnitude = bits & std::numeric_limits<std::int32_t>::max();
+  std::int32_t const magnitude = bits & 0x7FFFFFFF;
   constexpr std::int32_t infinity = 0x7F800000;
   std::int32_t const ordered = bits < 0 ? -magnitude : magnitude;
-  return magnitude > infinity ? std::numeric_limits<std::int32_t>::min() : ordered;
+  return magnitude > infinity ? (-0x7FFFFFFF - 1) : ordered;
 }
 
 /// `ordered_priority(keep_never)`.

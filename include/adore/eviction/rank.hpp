@@ -51,7 +51,7 @@ struct candidate_test {
                                                    index_t const size,
                                                    std::uint32_t* __restrict ranks) {
   for (index_t i = 0; i < size; ++i) {
-    std::int32_t const ordered = ordered_priority(__builtin_bit_cast(float, ranks[i]));
+    std::int32_t const ordered = ordered_priority(priority_of_bits(ranks[i]));
     std::int32_t const rank = test.hides(positions[i]) == 0U ? ordered : no_candidate;
     ranks[i] = static_cast<std::uint32_t>(rank);
   }
@@ -90,8 +90,7 @@ std::int32_t rank_block(P const policy,
     slot_view const slot{positions[i], rotary[i]};
     auto& state = states[std::is_empty_v<slot_state_of<P>> ? 0 : i];
     if constexpr (Observes) policy.observe(state, slot, view, weights[i], queries);
-    auto const bits =
-        __builtin_bit_cast(std::uint32_t, priority_of(policy, slot, view, state, lane_state));
+    std::uint32_t const bits = priority_bits(priority_of(policy, slot, view, state, lane_state));
     std::uint32_t const rank = bits | test.hides(positions[i]);
     ranks[i] = rank;
     largest = bits > largest ? bits : largest;
