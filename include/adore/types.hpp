@@ -22,9 +22,12 @@ inline constexpr float keep_never = -std::numeric_limits<float>::infinity();
 enum class scope : std::uint8_t { model, layer, kv_head };
 constexpr char const* word_of(scope reach) noexcept {
   switch (reach) {
-    case scope::model: return "model";
-    case scope::layer: return "layer";
-    case scope::kv_head: return "kv_head";
+    case scope::model:
+      return "model";
+    case scope::layer:
+      return "layer";
+    case scope::kv_head:
+      return "kv_head";
   }
   return nullptr;
 }
@@ -37,8 +40,10 @@ enum class gqa_reduction : std::uint8_t { sum, mean, max };
 enum class position_scheme : std::uint8_t { original, cache_index };
 constexpr char const* word_of(position_scheme scheme) noexcept {
   switch (scheme) {
-    case position_scheme::original: return "original";
-    case position_scheme::cache_index: return "cache_index";
+    case position_scheme::original:
+      return "original";
+    case position_scheme::cache_index:
+      return "cache_index";
   }
   return nullptr;
 }
