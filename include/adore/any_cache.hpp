@@ -26,8 +26,10 @@ class any_cache {
   using watcher = std::function<void(attention_record const&)>;
 
   virtual ~any_cache() = default;
-  any_cache(any_cache const&) = delete;
+  any_cache(any_cache const&) = delete;  // it is held by pointer, copies are made by `fork`
   any_cache& operator=(any_cache const&) = delete;
+  any_cache(any_cache&&) = delete;
+  any_cache& operator=(any_cache&&) = delete;
 
   virtual std::string policy() const = 0;  ///< "name(field=value,...)"
   virtual index_t nominal_budget() const = 0;

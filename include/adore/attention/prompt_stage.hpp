@@ -124,9 +124,9 @@ class prompt_stage {
     std::vector<float> keys, values;  // [kv_head, token, channel], keys unturned
   };
   struct prompt_lane {
-    index_t number;
-    lane_view view;
-    lane_state_of<P>* lane_state;
+    index_t number = 0;
+    lane_view view{};
+    lane_state_of<P>* lane_state = nullptr;
     std::vector<position_t> positions, rotary;  // [token]
     std::vector<slot_state_of<P>> states;       // [token]
     std::vector<float> weights;                 // [token]

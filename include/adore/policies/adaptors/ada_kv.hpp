@@ -37,8 +37,9 @@ inline std::vector<index_t> ada_budgets(std::span<index_t const> chosen,
   if (reading == ada_reading::code) {
     for (index_t const f : chosen) {
       double const adaptive = static_cast<double>(f * (whole - even)) / static_cast<double>(whole);
-      budgets.push_back(static_cast<index_t>(
-          std::nearbyint(adaptive + static_cast<double>(even * mean / whole))));
+      std::int64_t const in_any_case = even * mean / whole;  // rounded down, as there
+      budgets.push_back(
+          static_cast<index_t>(std::nearbyint(adaptive + static_cast<double>(in_any_case))));
     }
     return budgets;
   }
