@@ -45,6 +45,8 @@ class kv_cache {
   static_assert(!rebuilds_tokens<Policy> && !recalls_tokens<Policy>,
                 "adore: this cache neither rebuilds nor recalls tokens");
   static constexpr bool by_slot = slot_store<Store>;
+  static_assert(by_slot || !(scores_keys<Policy> || reads_tokens<Policy>),
+                "adore: a policy that looks at keys or token ids needs a store addressed by slot");
 
  public:
   /// @throws std::invalid_argument if numbers make no sense together, naming field and value
@@ -303,6 +305,11 @@ class kv_cache {
       step_progress::row_step const& step = progress_.rows()[i];
       index_t const stay = accepted.empty() ? step.count : accepted[i];
       for_lanes(step.row, [&](index_t lane) {
+        if constexpr (!by_slot) {  // its cells of rejected tokens come free
+          auto const rejected =
+              order_.positions(lane).last(static_cast<std::size_t>(step.count - stay));
+          if (!rejected.empty()) release_from(store_, ledger_, lane, rejected);
+        }
         order_.drop_newest(lane, step.count - stay);
         if constexpr (reads_tokens<Policy>) {
           if (stay < step.count) unhear(lane, step, stay);

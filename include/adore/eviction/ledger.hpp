@@ -301,6 +301,13 @@ class ledger {
   void report_placed(index_t lane, index_t j, index_t slot) {
     require_slot(slot);
     assert(placement_ == placement::by_store);
+    auto const fresh = new_slots(lane);
+    if (j < 0 || j >= static_cast<index_t>(fresh.size()) ||
+        fresh[static_cast<std::size_t>(j)] >= 0) {
+      throw std::logic_error("adore: placed: new token " + std::to_string(j) + " of lane " +
+                             std::to_string(lane) + " is none of the step's " +
+                             std::to_string(fresh.size()) + ", or has its slot already");
+    }
     occupy(lane, j, slot, at(rows_, row_of(lane)).next + j);
   }
   /// A store that moved its tokens says where they are now: new_slot_of[old slot], -1 for a free
