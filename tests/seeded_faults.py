@@ -69,7 +69,7 @@ FAULTS = [
           ["policies/h2o", CONTRACT]),
     Fault("protected tokens: the first lose before the newest", "eviction/select.hpp",
           "position >= first ? among_newest : among_first",
-          "position < first ? among_newest : among_first", [EDGES, CONTRACT, ANY_ORDER]),
+          "position < first ? among_newest : among_first", ["eviction/select"]),
     Fault("many victims: one too many", "eviction/select.hpp",
           "view.occupied - view.budget, victims)", "view.occupied - view.budget + 1, victims)",
           ["policies/snapkv", EDGES, "policies/h2o", ANY_ORDER]),
@@ -87,9 +87,9 @@ FAULTS = [
           "if constexpr (!std::is_empty_v<slot_state>) states_[cell] = {};", "",
           ["policies/h2o", ANY_ORDER]),
     Fault("a released slot is free twice", "eviction/ledger.hpp",
-          "    --record.occupied;\n    give_back(lane, record, slot);",
-          "    --record.occupied;\n    give_back(lane, record, slot);\n"
-          "    give_back(lane, record, slot);",
+          "    --record.occupied;\n    give_back(lane, record, gone.slot);",
+          "    --record.occupied;\n    give_back(lane, record, gone.slot);\n"
+          "    give_back(lane, record, gone.slot);",
           ["policies/h2o", CONTRACT]),
     Fault("a rejected token's slot is lost", "eviction/ledger.hpp",
           "      give_back(lane, record, fresh[j]);\n", "", [CACHE, CONTRACT, ANY_ORDER]),
@@ -104,7 +104,7 @@ FAULTS = [
           "lane_states_[static_cast<std::size_t>(twin)] = "
           "lane_states_[static_cast<std::size_t>(lane)];", "", [CACHE, CONTRACT, ANY_ORDER]),
     Fault("a fork without the queue", "eviction/ledger.hpp",
-          "if constexpr (ranks_once<P>) queue_.copy(lane, twin);", "", [CACHE, CONTRACT]),
+          "if constexpr (queued) queue_.copy(lane, twin);", "", [CACHE, CONTRACT]),
     Fault("a row's lane state survives its sequence", "eviction/ledger.hpp",
           "if (!std::is_empty_v<lane_state>) lane_states_[static_cast<std::size_t>(lane)] = {};",
           "", [ANY_ORDER, CONTRACT, EDGES]),

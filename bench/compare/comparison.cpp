@@ -8,6 +8,7 @@
 #include <chrono>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <span>
 
 namespace comparison {
@@ -89,17 +90,12 @@ class match {
 
   /// One group per competitor: `rows` and what its attention is watched for.
   llama_example::group group_of(std::size_t which, std::vector<adore::row_tokens> rows) {
-    llama_example::group part{.cache = field_[which].cache.get(), .rows = std::move(rows)};
-    if (which == 0) {
-      part.watch = [this](adore::attention_record const& seen) {
-        full_lane(seen.row, seen.layer, seen.kv_head)
-            .assign(seen.weights.begin(), seen.weights.end());
-      };
-    }
     competitor& each = field_[which];
-    auto const score = [this, &each](adore::attention_record const& seen) {
+    llama_example::group part{.cache = each.cache.get(), .rows = std::move(rows)};
+    part.watch = [this, &each, which](adore::attention_record const& seen) {
       // full attention holds every position, so that a position is an index
-      std::vector<float> const& full = full_lane(seen.row, seen.layer, seen.kv_head);
+      std::vector<float>& full = full_lane(seen.row, seen.layer, seen.kv_head);
+      if (which == 0) full.assign(seen.weights.begin(), seen.weights.end());
       if (static_cast<adore::index_t>(full.size()) - 1 < each.measured_from) return;
       double held = 0.0;
       for (std::size_t i = 0; i < seen.positions.size(); ++i) {
@@ -111,22 +107,13 @@ class match {
       sums.kept_weight += held / std::accumulate(full.begin(), full.end(), 0.0);
       ++sums.kept_weight_samples;
     };
-    if (which == 0) {
-      auto const remember = part.watch;
-      part.watch = [remember, score](adore::attention_record const& seen) {
-        remember(seen);
-        score(seen);
-      };
-    } else {
-      part.watch = score;
-    }
     return part;
   }
 
   /// Dense prompts, one row of one competitor at a time: their logits would not fit otherwise.
   void prompt() {
     for (std::size_t row = 0; row < tokens_.size(); ++row) {
-      std::vector<float> full;  // logits of the prompt's last token under full attention
+      std::optional<reference_prediction> full;  // by keep_all, the first of the field
       for (competitor& each : field_) {
         auto const count = static_cast<adore::index_t>(asked_.prompt);
         std::span<std::int32_t const> const text(tokens_[row].data(),
@@ -135,9 +122,9 @@ class match {
                                   .rows = {{static_cast<adore::index_t>(row), count, text}},
                                   .is_prompt = true};
         auto const logits = engine_.step({&part, 1}).last(vocabulary_);
-        if (full.empty()) full.assign(logits.begin(), logits.end());
+        if (!full) full.emplace(logits);
         each.by_row[row].add(logits,
-                             reference_prediction(full),
+                             *full,
                              tokens_[row][static_cast<std::size_t>(asked_.prompt)],
                              2 * asked_.prompt >= asked_.tokens);
       }

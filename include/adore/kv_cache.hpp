@@ -145,9 +145,8 @@ class kv_cache {
   }
   /// New tokens for one row.
   void begin_step(row_tokens const& row) { begin_step(std::span<row_tokens const>(&row, 1)); }
-  /// @throws std::logic_error in the middle of a step, for a row that is not open or named twice,
-  /// or
-  ///         if the policy reads tokens and none are given
+  /// @throws std::logic_error in the middle of a step, for a row that is not open or is named
+  ///         twice, or if the policy reads tokens and none are given
   /// @throws std::length_error if a lane has too few free slots, or a sequence is at its end
   void begin_step(std::span<row_tokens const> rows) {
     progress_.begin_step(ledger_, rows, by_slot);
@@ -163,9 +162,7 @@ class kv_cache {
         if constexpr (by_slot) enter(lane, row);
       });
     }
-    if constexpr (numbers_tokens<Policy>) number_queries();
-    rotary_.clear();
-    for (step_progress::query const& query : progress_.queries()) rotary_.push_back(query.rotary);
+    number_tokens();
   }
 
   /// Rotary positions of the step's tokens, [token], for an engine that turns q and k itself.
@@ -518,19 +515,22 @@ class kv_cache {
       });
     }
   }
-  void number_queries() {
+  void number_tokens() {
+    rotary_.clear();
     for (step_progress::row_step const& step : progress_.rows()) {
-      index_t const lane = ledger_.lane(step.row, 0, 0);
+      [[maybe_unused]] index_t const lane = ledger_.lane(step.row, 0, 0);
       for (index_t j = 0; j < step.count; ++j) {
-        auto const slot =
-            static_cast<std::size_t>(ledger_.new_slots(lane)[static_cast<std::size_t>(j)]);
-        progress_.queries()[static_cast<std::size_t>(step.first + j)].rotary =
-            ledger_.rotary(lane)[slot];
+        if constexpr (numbers_tokens<Policy>) {
+          index_t const slot = ledger_.new_slots(lane)[static_cast<std::size_t>(j)];
+          rotary_.push_back(ledger_.rotary(lane)[static_cast<std::size_t>(slot)]);
+        } else {
+          rotary_.push_back(ledger_.next_position(step.row) + j);
+        }
       }
     }
   }
   void finish_prompt(index_t layer) requires by_slot {
-    prompt_.select(ledger_, layer, storage_, store_);
+    prompt_.select(ledger_, storage_, store_);
     for (index_t head = 0; head < ledger_.lane_heads(); ++head) {
       index_t const lane = ledger_.lane(progress_.rows().front().row, layer, head);
       order_.assign(lane, ledger_.positions(lane));

@@ -24,18 +24,11 @@ class step_progress {
   struct row_step {
     index_t row, count, first;  ///< first: number of its first token in the step
   };
-  struct query {
-    index_t row;
-    position_t position;
-    position_t rotary = position;
-  };
 
   step_progress(kv_shape const& shape, index_t max_new) : shape_(shape), max_new_(max_new) {}
 
   std::span<row_step const> rows() const noexcept { return rows_; }
-  std::span<query> queries() noexcept { return queries_; }
-  std::span<query const> queries() const noexcept { return queries_; }
-  index_t tokens() const noexcept { return static_cast<index_t>(queries_.size()); }
+  index_t tokens() const noexcept { return tokens_; }
   bool in_prompt() const noexcept { return stage_ == stage::prompt; }
 
   void require_idle(char const* what) const {
@@ -68,7 +61,7 @@ class step_progress {
       }
       if (by_slot) check_room(books, rows[i]);
     }
-    begin(books, rows, stage::step);
+    begin(rows, stage::step);
   }
   template <eviction_policy P>
   void begin_prompt(ledger<P> const& books, row_tokens const& whole) {
@@ -79,7 +72,7 @@ class step_progress {
       throw std::logic_error("adore: begin_prompt: row " + std::to_string(whole.row) +
                              " has seen tokens; a later prompt enters by continue_with");
     }
-    begin(books, {&whole, 1}, stage::prompt);
+    begin({&whole, 1}, stage::prompt);
   }
   void end() noexcept { stage_ = stage::idle; }
 
@@ -193,14 +186,12 @@ class step_progress {
       }
     }
   }
-  template <eviction_policy P>
-  void begin(ledger<P> const& books, std::span<row_tokens const> rows, stage what) {
+  void begin(std::span<row_tokens const> rows, stage what) {
     rows_.clear();
-    queries_.clear();
+    tokens_ = 0;
     for (row_tokens const& row : rows) {
-      rows_.push_back({row.row, row.count, tokens()});
-      position_t const first = books.next_position(row.row);
-      for (index_t j = 0; j < row.count; ++j) queries_.push_back({row.row, first + j});
+      rows_.push_back({row.row, row.count, tokens_});
+      tokens_ += row.count;
     }
     layers_.assign(static_cast<std::size_t>(shape_.layers), {});
     stage_ = what;
@@ -208,9 +199,9 @@ class step_progress {
 
   kv_shape shape_;
   index_t max_new_;
+  index_t tokens_ = 0;  // of the step
   stage stage_ = stage::idle;
   std::vector<row_step> rows_;
-  std::vector<query> queries_;      // [token of the step]
   std::vector<layer_done> layers_;  // [layer]
 };
 

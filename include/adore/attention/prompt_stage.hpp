@@ -104,18 +104,14 @@ class prompt_stage {
 
   /// Ends the prompt in the lanes of a layer (scope model: in the row's lane).
   template <class Store>
-  void select(ledger<P>& books, index_t layer, key_storage<P>& storage, Store& store) {
+  void select(ledger<P>& books, key_storage<P>& storage, Store& store) {
     for (prompt_lane& lane : lanes_) observe(lane);
     if constexpr (divides_budget<P>) divide();
-    for (std::size_t which = 0; which < lanes_.size(); ++which) {
-      prompt_lane& lane = lanes_[which];
-      std::vector<index_t> victims;
-      std::vector<position_t> const before = lane.positions;
+    for (prompt_lane& lane : lanes_) {
+      std::vector<victim> victims;
       adore::select(books.policy(), lane.slots(count_), lane.view, rank_of(lane), victims);
-      for (index_t const v : victims) {
-        books.log_release(lane.number, -1, before[static_cast<std::size_t>(v)]);
-      }
-      keep(books, lane, static_cast<index_t>(which), layer, storage, store);
+      for (victim const& gone : victims) books.log_release(lane.number, -1, gone.position);
+      keep(books, lane, storage, store);
     }
   }
 
@@ -235,12 +231,7 @@ class prompt_stage {
 
   /// Puts what is left of a lane into the slots 0, 1, ... of the store and the books.
   template <class Store>
-  void keep(ledger<P>& books,
-            prompt_lane& lane,
-            index_t which,
-            index_t layer,
-            key_storage<P>& storage,
-            Store& store) {
+  void keep(ledger<P>& books, prompt_lane& lane, key_storage<P>& storage, Store& store) {
     std::vector<position_t> kept, rotary;
     std::vector<slot_state_of<P>> states;
     for (std::size_t j = 0; j < lane.positions.size(); ++j) {
@@ -250,17 +241,12 @@ class prompt_stage {
       states.push_back(lane.states[j]);
     }
     books.adopt(lane.number, kept, rotary, states);
-    bool const all_layers = books.reach() == scope::model;
-    bool const one_head = books.reach() == scope::kv_head;
-    index_t const first_layer = all_layers ? 0 : layer;
-    index_t const end_layer = all_layers ? books.shape().layers : layer + 1;
-    index_t const first_head = one_head ? which : 0;
-    index_t const end_head = one_head ? which + 1 : books.shape().kv_heads;
-    for (index_t l = first_layer; l < end_layer; ++l) {
+    lane_extent const extent = books.extent_of(lane.number);
+    for (index_t l = extent.first_layer; l < extent.end_layer; ++l) {
       staged_layer const& staged = stage_of(l);
       auto const keys = kv_view_of(store.keys(l));
       auto const values = kv_view_of(store.values(l));
-      for (index_t head = first_head; head < end_head; ++head) {
+      for (index_t head = extent.first_head; head < extent.end_head; ++head) {
         for (std::size_t i = 0; i < kept.size(); ++i) {
           std::size_t const from = cell(head, kept[i], keys.channels);
           auto const slot = static_cast<index_t>(i);

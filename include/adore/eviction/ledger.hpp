@@ -42,6 +42,11 @@ struct row_snapshot {
   std::vector<std::byte> lane_states{};  // [lane] of the policy's lane_state
 };
 
+/// Half-open ranges of layers and KV heads.
+struct lane_extent {
+  index_t first_layer, end_layer, first_head, end_head;
+};
+
 /// Who chooses the slot of a new token: the ledger, or a store that reports its own choice.
 enum class placement : std::uint8_t { by_ledger, by_store };
 
@@ -86,7 +91,7 @@ class ledger {
     states_.resize(std::is_empty_v<slot_state> ? 1 : cells);
     free_.resize(cells);
     new_slots_.resize(lanes * static_cast<std::size_t>(max_new));
-    if constexpr (ranks_once<P>) queue_ = {static_cast<index_t>(lanes), shape.slots};
+    if constexpr (queued) queue_ = {static_cast<index_t>(lanes), shape.slots};
   }
 
   // ---------------------------------------------------------------- where things are
@@ -96,7 +101,6 @@ class ledger {
   scope reach() const noexcept { return scope_; }
   index_t slots() const noexcept { return shape_.slots; }
   index_t max_new() const noexcept { return max_new_; }
-  placement placed_by() const noexcept { return placement_; }
   index_t lanes_per_row() const noexcept { return lane_layers_ * lane_heads_; }
   index_t lane_layers() const noexcept { return lane_layers_; }
   index_t lane_heads() const noexcept { return lane_heads_; }
@@ -111,12 +115,21 @@ class ledger {
   index_t layer_of(index_t lane) const noexcept { return at(places_, lane).layer; }
   index_t head_of(index_t lane) const noexcept { return at(places_, lane).kv_head; }
 
+  /// The layers and KV heads that share a lane.
+  lane_extent extent_of(index_t lane) const noexcept {
+    index_t const layer = layer_of(lane);
+    index_t const head = head_of(lane);
+    return {layer,
+            scope_ == scope::model ? shape_.layers : layer + 1,
+            head,
+            scope_ == scope::kv_head ? head + 1 : shape_.kv_heads};
+  }
+
   // ---------------------------------------------------------------- what is there
 
   bool is_open(index_t row) const noexcept { return at(rows_, row).open; }
   /// Position of the next token of the row's sequence = tokens seen so far.
   position_t next_position(index_t row) const noexcept { return at(rows_, row).next; }
-  std::uint64_t seed(index_t row) const noexcept { return at(rows_, row).seed; }
   index_t occupied(index_t lane) const noexcept { return at(lanes_, lane).occupied; }
   index_t budget(index_t lane) const noexcept { return at(lanes_, lane).budget; }
 
@@ -187,7 +200,7 @@ class ledger {
       record.budget = initial_budget(layer_of(lane), head_of(lane));
       std::fill_n(positions_.begin() + offset(lane), shape_.slots, no_position);
       if (!std::is_empty_v<lane_state>) lane_states_[static_cast<std::size_t>(lane)] = {};
-      if constexpr (ranks_once<P>) queue_.clear(lane);
+      if constexpr (queued) queue_.clear(lane);
       refill_free(lane);
     });
   }
@@ -217,7 +230,7 @@ class ledger {
       if constexpr (!std::is_empty_v<lane_state>) {
         lane_states_[static_cast<std::size_t>(twin)] = lane_states_[static_cast<std::size_t>(lane)];
       }
-      if constexpr (ranks_once<P>) queue_.copy(lane, twin);
+      if constexpr (queued) queue_.copy(lane, twin);
     });
   }
 
@@ -248,9 +261,8 @@ class ledger {
   }
   /// Opens `row` as it was saved, in this or another cache of the same set-up.
   ///
-  /// @throws std::invalid_argument, with nothing changed, if the snapshot does not fit or
-  /// contradicts
-  ///         itself
+  /// @throws std::invalid_argument, with nothing changed, if the snapshot does not fit, or
+  ///         contradicts itself
   void restore(index_t row, row_snapshot const& saved) {
     check_snapshot(saved);
     open(row, saved.seed);
@@ -352,7 +364,7 @@ class ledger {
     if (accepted == 0) return;
     lane_view view = view_of(lane, next + accepted - 1);
     lane_slots<P> const slots = slots_of(lane);
-    if constexpr (ranks_once<P> && !releases_blocks<P> && !observes_attention<P>) {
+    if constexpr (queued) {
       for (index_t j = 0; j < accepted; ++j) enqueue(lane, fresh[j], view);
       select_queued(lane, slots, view);
     } else {
@@ -391,11 +403,11 @@ class ledger {
   void shrink(index_t lane, index_t room) {
     position_t const newest = at(rows_, row_of(lane)).next - 1;
     if (newest < 0) return;
-    if constexpr (ranks_once<P>) index_queue(lane);  // protection may depend on the budget
+    if constexpr (queued) index_queue(lane);  // protection may depend on the budget
     lane_view view = view_of(lane, newest);
     view.budget = room;
     lane_slots<P> const slots = slots_of(lane);
-    if constexpr (ranks_once<P> && !releases_blocks<P> && !observes_attention<P>) {
+    if constexpr (queued) {
       select_queued(lane, slots, view);
     } else {
       select_by_rank(lane, slots, view, rank(policy_, slots, view, candidates_of(policy_, view)));
@@ -441,7 +453,7 @@ class ledger {
   }
   /// Orders the candidates anew from what the lane holds (after `adopt`, `move`, a load).
   void index_queue(index_t lane) {
-    if constexpr (ranks_once<P>) {
+    if constexpr (queued) {
       queue_.clear(lane);
       std::vector<index_t> order;
       lane_slots<P> const slots = slots_of(lane);
@@ -468,6 +480,8 @@ class ledger {
   struct lane_place {
     index_t row, layer, kv_head;
   };
+  /// Whether victims come from a queue; other lanes are looked at slot by slot.
+  static constexpr bool queued = ranks_once<P> && !releases_blocks<P> && !observes_attention<P>;
   template <class T>
   using cells_of = std::vector<T, cache_line_allocator<T>>;
   static constexpr index_t cells_per_line = cache_line_bytes / sizeof(position_t);
@@ -581,7 +595,7 @@ class ledger {
     ++at(lanes_, lane).occupied;
   }
   void enqueue(index_t lane, index_t slot, lane_view const& view) {
-    if constexpr (ranks_once<P>) {
+    if constexpr (queued) {
       if (positions_[static_cast<std::size_t>(offset(lane) + slot)] >=
           candidates_of(policy_, view).first) {
         queue_.arrive(lane, slot);
@@ -599,10 +613,14 @@ class ledger {
   }
   void release(index_t lane, lane_record& record, index_t slot) {
     position_t& position = positions_[static_cast<std::size_t>(offset(lane) + slot)];
-    released_.push_back({lane, slot, position});
+    forget(lane, record, {slot, position});
     position = no_position;
+  }
+  /// Books a token out whose slot has been, or is being, freed.
+  void forget(index_t lane, lane_record& record, victim const& gone) {
+    log_release(lane, gone.slot, gone.position);
     --record.occupied;
-    give_back(lane, record, slot);
+    give_back(lane, record, gone.slot);
   }
   void select_by_rank(index_t lane,
                       lane_slots<P> const& slots,
@@ -615,15 +633,9 @@ class ledger {
       release(lane, at(lanes_, lane), lowest.slot);
       --view.occupied;
     } else if (may_release) {
-      // positions are gone once `select` has freed the slots
       victims_.clear();
-      before_.assign(slots.positions, slots.positions + shape_.slots);
       select(policy_, slots, view, lowest, victims_);
-      lane_record& record = at(lanes_, lane);
-      for (index_t const slot : victims_) {
-        slots.positions[slot] = before_[static_cast<std::size_t>(slot)];
-        release(lane, record, slot);
-      }
+      for (victim const& gone : victims_) forget(lane, at(lanes_, lane), gone);
     }
     if constexpr (marks_tokens<P>) choose(slots, view);
   }
@@ -658,8 +670,7 @@ class ledger {
   index_t lane_layers_ = 1, lane_heads_ = 1;
   std::vector<row_record> rows_;
   std::vector<lane_record> lanes_;
-  std::vector<lane_place>
-      places_;  // [lane]: looked up, since three divisions cost more than a ring
+  std::vector<lane_place> places_;       // [lane]: three divisions would cost more than a ring
   std::vector<lane_state> lane_states_;  // [lane]
   cells_of<position_t> positions_;       // [lane, slot]
   cells_of<position_t> rotary_;          // [lane, slot]
@@ -667,11 +678,10 @@ class ledger {
   std::vector<index_t> free_;            // [lane, slot], the first free_count are slots
   std::vector<index_t> new_slots_;       // [lane, max_new]
   std::vector<released_token> released_;
-  std::vector<index_t> victims_;
-  std::vector<position_t> before_;
+  std::vector<victim> victims_;
   struct no_queue {};
   [[no_unique_address]] typename decltype([] {
-    if constexpr (ranks_once<P>) {
+    if constexpr (queued) {
       return std::type_identity<victim_queue<P>>{};
     } else {
       return std::type_identity<no_queue>{};

@@ -14,6 +14,12 @@
 
 namespace adore {
 
+/// A token that `select` has freed.
+struct victim {
+  index_t slot;
+  position_t position;
+};
+
 namespace detail {
 
 /// Who goes when only protected tokens are left: the newest lose before the first, oldest first.
@@ -32,10 +38,10 @@ index_t protected_victim(lane_slots<P> const& lane, position_t first) {
 
 /// Frees slot `s` in the view; the caller's bookkeeping follows from `victims`.
 template <eviction_policy P>
-void drop(lane_slots<P> const& lane, lane_view& view, index_t s, std::vector<index_t>& victims) {
+void drop(lane_slots<P> const& lane, lane_view& view, index_t s, std::vector<victim>& victims) {
+  victims.push_back({s, lane.positions[s]});
   lane.positions[s] = no_position;
   --view.occupied;
-  victims.push_back(s);
 }
 
 /// Releases the `excess` lowest candidates at once.
@@ -45,7 +51,7 @@ void drop_many(P const& policy,
                lane_view& view,
                candidate_range range,
                index_t excess,
-               std::vector<index_t>& victims) {
+               std::vector<victim>& victims) {
   std::vector<std::pair<std::uint64_t, index_t>> keys;
   for (index_t s = 0; s < lane.slots; ++s) {
     position_t const p = lane.positions[s];
@@ -70,7 +76,7 @@ void drop_blocks(P const& policy,
                  lane_slots<P> const& lane,
                  lane_view& view,
                  candidate_range range,
-                 std::vector<index_t>& victims) {
+                 std::vector<victim>& victims) {
   struct block {
     index_t number;
     std::int32_t rank;
@@ -116,7 +122,7 @@ void drop_blocks(P const& policy,
 /// @param lane     in/out: freed slots get `no_position`
 /// @param view     in/out: `occupied` counts down
 /// @param lowest   what `rank` or `observe_and_rank` found for this lane
-/// @param victims  out: freed slots in the order of their release, appended
+/// @param victims  out: the freed tokens in the order of their release, appended
 /// Source: policies.md 0.2 (event 6) and 0.4; protection as in design rule "protection is not a
 ///         priority": when only protected tokens are left, the newest lose before the first.
 /// Cost:   nothing more than `lowest` for no or one victim; otherwise O(slots log slots).
@@ -125,7 +131,7 @@ void select(P const& policy,
             lane_slots<P> const& lane,
             lane_view& view,
             lowest_slot lowest,
-            std::vector<index_t>& victims) {
+            std::vector<victim>& victims) {
   candidate_range const range = candidates_of(policy, view);
   if constexpr (releases_blocks<P>) {
     if (policy.granule() > 1) {

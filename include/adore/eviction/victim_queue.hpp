@@ -57,9 +57,8 @@ class victim_queue {
   /// priority keep_never, and the lowest until `excess` have gone.
   ///
   /// @param excess   tokens in the lane beyond its budget; may be negative
-  /// @param release  `void (index_t slot)`, called per victim in the order of their release; -1
-  /// when
-  ///                 only sinks are left
+  /// @param release  `void (index_t slot)`, called per victim in the order of their release, with
+  ///                 -1 when only sinks are left
   template <class Release>
   void select(P const& policy,
               index_t lane,

@@ -36,14 +36,9 @@ void compact_lane(
     Store& store, ledger<P>& books, slot_order& order, index_t lane, compaction kind) {
   auto const kept = order.slots(lane);
   kv_shape const& shape = books.shape();
-  bool const all_layers = books.reach() == scope::model;
-  bool const one_head = books.reach() == scope::kv_head;
-  index_t const first_layer = all_layers ? 0 : books.layer_of(lane);
-  index_t const end_layer = all_layers ? shape.layers : first_layer + 1;
-  index_t const first_head = one_head ? books.head_of(lane) : 0;
-  index_t const end_head = one_head ? first_head + 1 : shape.kv_heads;
-  for (index_t layer = first_layer; layer < end_layer; ++layer) {
-    for (index_t head = first_head; head < end_head; ++head) {
+  lane_extent const extent = books.extent_of(lane);
+  for (index_t layer = extent.first_layer; layer < extent.end_layer; ++layer) {
+    for (index_t head = extent.first_head; head < extent.end_head; ++head) {
       compact(kind, kv_view_of(store.keys(layer)), books.row_of(lane), head, kept);
       compact(kind, kv_view_of(store.values(layer)), books.row_of(lane), head, kept);
     }
