@@ -121,7 +121,9 @@ std::string to_text(P policy) {
   P::fields(policy, [&](std::string_view name, auto& value) {
     fields += (fields.empty() ? "" : ",") + std::string(name) + "=" + detail::write_value(value);
   });
-  return std::string(P::name) + (fields.empty() ? "" : "(" + fields + ")");
+  std::string text(P::name);
+  if (!fields.empty()) text.append("(").append(fields).append(")");
+  return text;
 }
 
 /// Makes a policy from its text.

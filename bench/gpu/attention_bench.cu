@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decode attention with a policy inside, against the same kernel without one, and against reading
+// or copying the same bytes. bf16, 128 channels.
+#include "full_cache.cuh"
+#include "timing.cuh"
+#include <adore/gpu/decide.cuh>
+#include <adore/gpu/decode_attention.cuh>
+#include <adore/policies/decayed_h2o.hpp>
+#include <adore/policies/h2o.hpp>
+#include <adore/policies/keep_all.hpp>
+#include <adore/policies/sliding_window.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <string>
+
+namespace adore::bench {
+namespace {
+
+using element = __nv_bfloat16;
+constexpr int channels = 128;
+
+struct shape {
+  index_t sequences, heads, kv_heads, slots;
+  std::size_t layer_elements() const {
+    return static_cast<std::size_t>(sequences) * static_cast<std::size_t>(kv_heads) *
+           static_cast<std::size_t>(slots) * channels;
+  }
+  std::size_t layer_bytes() const { return 2 * layer_elements() * sizeof(element); }
+  /// Layers in the cache: together far more than L2 holds.
+  index_t layers() const {
+    return static_cast<index_t>(std::clamp<std::size_t>(2'000'000'000 / layer_bytes(), 2, 16));
+  }
+  std::string name() const {
+    return std::to_string(sequences) + "x" + std::to_string(heads) + "/" +
+           std::to_string(kv_heads) + "x" + std::to_string(slots);
+  }
+};
+
+enum class extra { none, no_decision, weights, layer_scope };
+
+template <class P>
+void attention(benchmark::State& state, shape s, P policy, extra also) {
+  index_t const layers = s.layers();
+  auto const keys = random_buffer(s.layer_elements() * static_cast<std::size_t>(layers), 1.0F, 1);
+  auto const values = random_buffer(s.layer_elements() * static_cast<std::size_t>(layers), 1.0F, 2);
+  auto const tokens = static_cast<std::size_t>(s.sequences) * channels;
+  auto const q = random_buffer(tokens * static_cast<std::size_t>(s.heads), 2.0F, 3);
+  auto const k = random_buffer(tokens * static_cast<std::size_t>(s.kv_heads), 1.0F, 4);
+  auto const v = random_buffer(tokens * static_cast<std::size_t>(s.kv_heads), 1.0F, 5);
+  gpu::device_buffer<element> out(q.size());
+  scope const reach = also == extra::layer_scope ? scope::layer : scope::kv_head;
+  gpu::device_ledger<P> books(policy, {s.sequences, layers, s.kv_heads, s.slots, channels}, reach);
+  fill(books);
+  gpu::device_buffer<float> weights(static_cast<std::size_t>(s.sequences * s.kv_heads) *
+                                    static_cast<std::size_t>(books.view().stride));
+  time_graph(state, static_cast<int>(layers), [&](cudaStream_t stream) {
+    for (index_t layer = 0; layer < layers; ++layer) {
+      auto const at = static_cast<std::size_t>(layer) * s.layer_elements();
+      gpu::attend_args<element, kv_view<element>> args{
+          .q = {q.data(), s.sequences, s.heads, channels},
+          .k = {k.data(), s.sequences, s.kv_heads, channels},
+          .v = {v.data(), s.sequences, s.kv_heads, channels},
+          .keys =
+              {const_cast<element*>(keys.data()) + at, s.sequences, s.kv_heads, s.slots, channels},
+          .values = {const_cast<element*>(values.data()) + at,
+                     s.sequences,
+                     s.kv_heads,
+                     s.slots,
+                     channels},
+          .out = {out.data(), s.sequences, s.heads, channels},
+          .weights =
+              also == extra::weights || also == extra::layer_scope ? weights.data() : nullptr,
+          .layer = layer,
+          .decides = also != extra::no_decision};
+      gpu::attend_async<channels>(stream, args, books.view(), policy);
+      if (also == extra::layer_scope) {
+        gpu::decide_async(stream, books.view(), policy, layer, {.weights = weights.data()});
+      }
+    }
+    if (also != extra::no_decision) gpu::advance_async(stream, books.view());
+  });
+  state.counters["TB/s"] = benchmark::Counter(static_cast<double>(s.layer_bytes()) * 1e-12,
+                                              benchmark::Counter::kIsIterationInvariantRate);
+}
+
+__global__ void __launch_bounds__(512)
+    read_all(uint4 const* from, std::int64_t vectors, unsigned* to) {
+  unsigned x = 0;
+  std::int64_t const stride = gridDim.x * 512LL;
+  std::int64_t i = blockIdx.x * 512LL + threadIdx.x;
+  for (; i + 7 * stride < vectors; i += 8 * stride) {
+    uint4 part[8];
+#pragma unroll
+    for (int n = 0; n < 8; ++n) part[n] = __ldcs(from + i + n * stride);
+#pragma unroll
+    for (int n = 0; n < 8; ++n) x ^= part[n].x ^ part[n].y ^ part[n].z ^ part[n].w;
+  }
+  for (; i < vectors; i += stride) x ^= from[i].x;
+  if (x == 0x12345678U) *to = x;
+}
+
+void reading(benchmark::State& state, shape s) {
+  index_t const layers = s.layers();
+  auto const data =
+      random_buffer(2 * s.layer_elements() * static_cast<std::size_t>(layers), 1.0F, 1);
+  gpu::device_buffer<unsigned> sink(1);
+  time_graph(state, static_cast<int>(layers), [&](cudaStream_t stream) {
+    for (index_t layer = 0; layer < layers; ++layer) {
+      auto const at = static_cast<std::size_t>(layer) * 2 * s.layer_elements();
+      read_all<<<132 * 4, 512, 0, stream>>>(reinterpret_cast<uint4 const*>(data.data() + at),
+                                            static_cast<std::int64_t>(s.layer_bytes() / 16),
+                                            sink.data());
+    }
+  });
+}
+
+/// Device copy that moves as many bytes as the attention reads.
+void copying(benchmark::State& state, shape s) {
+  index_t const layers = s.layers();
+  auto const data = random_buffer(s.layer_elements() * static_cast<std::size_t>(layers), 1.0F, 1);
+  gpu::device_buffer<element> to(s.layer_elements());
+  time_graph(state, static_cast<int>(layers), [&](cudaStream_t stream) {
+    for (index_t layer = 0; layer < layers; ++layer) {
+      gpu::check(cudaMemcpyAsync(to.data(),
+                                 data.data() + static_cast<std::size_t>(layer) * s.layer_elements(),
+                                 s.layer_bytes() / 2,
+                                 cudaMemcpyDeviceToDevice,
+                                 stream));
+    }
+  });
+}
+
+template <class Run>
+void add(std::string const& name, Run run) {
+  benchmark::RegisterBenchmark(name.c_str(), run)
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond)
+      ->Iterations(20)
+      ->Repetitions(3)
+      ->ReportAggregatesOnly();
+}
+
+}  // namespace
+}  // namespace adore::bench
+
+int main(int argc, char** argv) {
+  using namespace adore;
+  using namespace adore::bench;
+  for (shape const s : {shape{64, 32, 32, 193},
+                        shape{64, 32, 32, 200},
+                        shape{64, 32, 8, 200},
+                        shape{64, 32, 32, 1024},
+                        shape{64, 32, 8, 1024},
+                        shape{64, 32, 32, 4096},
+                        shape{64, 32, 8, 4096},
+                        shape{1, 32, 8, 32768},
+                        shape{1, 64, 8, 32768}}) {
+    index_t const recent = s.slots / 4;
+    h2o const heavy{.heavy = s.slots - 1 - recent, .recent = recent};
+    add("read/" + s.name(), [s](benchmark::State& state) { reading(state, s); });
+    add("copy/" + s.name(), [s](benchmark::State& state) { copying(state, s); });
+    add("keep_all/" + s.name(),
+        [s](benchmark::State& state) { attention(state, s, keep_all{}, extra::no_decision); });
+    add("sliding_window/" + s.name(), [s](benchmark::State& state) {
+      attention(state, s, sliding_window{.size = s.slots - 1}, extra::none);
+    });
+    add("h2o/" + s.name(),
+        [s, heavy](benchmark::State& state) { attention(state, s, heavy, extra::none); });
+    add("h2o, weights exported/" + s.name(),
+        [s, heavy](benchmark::State& state) { attention(state, s, heavy, extra::weights); });
+    add("h2o, scope layer/" + s.name(),
+        [s, heavy](benchmark::State& state) { attention(state, s, heavy, extra::layer_scope); });
+  }
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts a layer's new K and V into the slots that the ledger has reserved for them.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/gpu/error.cuh"
+#include "adore/gpu/kv_rows.cuh"
+#include "adore/gpu/ledger_view.cuh"
+#include "adore/gpu/warp.cuh"
+#include "adore/invalid_field.hpp"
+#include "adore/kv_view.hpp"
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace adore::gpu {
+namespace detail {
+
+// A warp moves K and V of one KV head of one token at a time: 128 channels of 16-bit elements are
+// one chunk per thread. Eight warps: 64 rows of 32 heads are then 256 blocks, all at once on the
+// device, and a model of 8 KV heads leaves no warp idle.
+inline constexpr int append_warps = 8;
+
+/// Sum of squares of the elements in one chunk.
+template <class T>
+__device__ inline float squares_in(uint4 const& chunk) {
+  constexpr int count = chunk_bytes / static_cast<int>(sizeof(T));
+  T elements[count];
+  __builtin_memcpy(elements, &chunk, sizeof(chunk));
+  float sum = 0.0F;
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    auto const x = static_cast<float>(elements[i]);
+    sum += x * x;
+  }
+  return sum;
+}
+
+/// Grid: (token, group of KV heads).
+///
+/// @param block_heads  KV heads of a group; all of them if a lane spans them and scores keys
+template <eviction_policy P, kv_rows Keys, kv_rows Values, class T>
+__global__ void __launch_bounds__(append_warps* warp_threads)
+    append_kernel(ledger_view<P> const ledger,
+                  P const policy,
+                  index_t const layer,
+                  Keys const keys,
+                  Values const values,
+                  token_view<T const> const k,
+                  token_view<T const> const v,
+                  index_t const block_heads) {
+  extern __shared__ float norms[];  // [block_heads], squared; if the policy scores keys
+  auto const token = static_cast<index_t>(blockIdx.x);
+  index_t const row = token / ledger.max_new;
+  index_t const j = token - row * ledger.max_new;
+  if (j >= ledger.rows[row].count) return;
+  index_t const place = (ledger.rows[row].next + j) % ledger.max_new;
+  auto const slot_in = [&](index_t lane) {
+    return ledger.new_slots[static_cast<std::int64_t>(lane) * ledger.max_new + place];
+  };
+  constexpr index_t per_chunk = chunk_bytes / static_cast<index_t>(sizeof(T));
+  index_t const chunks = chunks_of<T>(k.channels);
+  index_t const first = static_cast<index_t>(blockIdx.y) * block_heads;
+  index_t const end = min(first + block_heads, k.heads);
+
+  for (index_t head = first + warp_in_block(); head < end; head += append_warps) {
+    // -1 where the lane had no room: the decision has counted that, and the token is lost
+    index_t const slot = slot_in(ledger.lane(row, layer, head));
+    float norm = 0.0F;
+    for (index_t i = lane_in_warp(); i < 2 * chunks; i += warp_threads) {
+      bool const of_key = i < chunks;
+      index_t const channel = (of_key ? i : i - chunks) * per_chunk;
+      T const* const from = (of_key ? k(token, head) : v(token, head)) + channel;
+      uint4 const chunk = *reinterpret_cast<uint4 const*>(from);
+      if (slot >= 0) {
+        T* const to = (of_key ? keys(row, head, slot) : values(row, head, slot)) + channel;
+        *reinterpret_cast<uint4*>(to) = chunk;
+      }
+      if constexpr (scores_keys<P>) {
+        if (of_key) norm += squares_in<T>(chunk);
+      }
+    }
+    if constexpr (scores_keys<P>) {
+#pragma unroll
+      for (int step = warp_threads / 2; step > 0; step /= 2) {
+        norm += __shfl_xor_sync(whole_warp, norm, step);
+      }
+      if (lane_in_warp() == 0) norms[head - first] = norm;
+    }
+  }
+
+  if constexpr (scores_keys<P>) {
+    __syncthreads();
+    auto const heads = end - first;
+    auto const number = static_cast<index_t>(threadIdx.x);
+    bool const own_lanes = ledger.reach == scope::kv_head;  // a thread each; otherwise one for all
+    if (number >= (own_lanes ? heads : 1)) return;
+    index_t const lane = ledger.lane(row, layer, first + number);
+    index_t const slot = slot_in(lane);
+    if (slot < 0) return;
+    slot_state_of<P> state{};
+    if (ledger.reach == scope::model && layer > 0) state = ledger.states_of(lane)[slot];
+    for (index_t h = number; h < (own_lanes ? number + 1 : heads); ++h) {
+      policy.score_key(state, norms[h]);
+    }
+    ledger.states_of(lane)[slot] = state;
+  }
+}
+
+}  // namespace detail
+
+/// Puts the step's K and V of a layer into their slots, for engines that keep their own attention.
+///
+/// A policy that scores keys gets its state for the new tokens: begun anew in the lane's first
+/// layer, continued in the others. Norms are summed as the heads are numbered.
+///
+/// @param keys, values  of the layer, [sequence, kv_head, slot, channel]
+/// @param k, v          [token, kv_head, channel], padded: token row * max_new + j is the j-th new
+///                      one of a row, j < count; others are neither read nor written
+/// @pre     in scope model, layers are appended in ascending order if the policy scores keys
+/// @throws  std::logic_error for shapes that do not fit together, std::invalid_argument for memory
+///          that cannot be read in chunks of 16 bytes, cuda_error if the launch fails
+/// Stream:  enqueued on `stream`; returns before it is done.  Memory: no allocation.
+template <eviction_policy P, kv_rows Keys, kv_rows Values>
+void append_async(cudaStream_t stream,
+                  ledger_view<P> const& ledger,
+                  P const& policy,
+                  index_t layer,
+                  Keys const& keys,
+                  Values const& values,
+                  token_view<element_of<Keys> const> k,
+                  token_view<element_of<Keys> const> v) {
+  static_assert(std::is_same_v<typename Keys::value_type, typename Values::value_type> &&
+                    !std::is_const_v<typename Keys::value_type>,
+                "adore: append writes K and V, which must have the same element type");
+  require_field(
+      layer >= 0 && layer < ledger.layers, "layer", layer, "the ledger has no such layer");
+  index_t const tokens = ledger.row_count * ledger.max_new;
+  require_fits("append", "keys", keys, ledger.row_count, ledger.kv_heads, ledger.slots);
+  require_fits("append", "values", values, ledger.row_count, ledger.kv_heads, ledger.slots);
+  auto const require_tokens = [&](char const* what, auto const& of_step) {
+    require_same("append", what, "heads", of_step.heads, "the ledger has", ledger.kv_heads);
+    require_same("append", what, "tokens", of_step.tokens, "the ledger has room for", tokens);
+    require_same("append", what, "channels", of_step.channels, "keys have", keys.channels);
+    check_tokens(of_step, what);
+  };
+  require_tokens("k", k);
+  require_tokens("v", v);
+  require_same("append", "values", "channels", values.channels, "keys have", keys.channels);
+  check_rows(keys, "keys");
+  check_rows(values, "values");
+  if (tokens == 0 || k.heads == 0) return;
+
+  bool const together = scores_keys<P> && ledger.reach != scope::kv_head;
+  index_t const block_heads = together ? k.heads : index_t{detail::append_warps};
+  dim3 const grid(static_cast<unsigned>(tokens),
+                  static_cast<unsigned>((k.heads + block_heads - 1) / block_heads));
+  std::size_t const shared =
+      scores_keys<P> ? static_cast<std::size_t>(block_heads) * sizeof(float) : 0;
+  detail::append_kernel<<<grid, detail::append_warps * warp_threads, shared, stream>>>(
+      ledger, policy, layer, keys, values, k, v, block_heads);
+  check(cudaGetLastError());
+}
+
+}  // namespace adore::gpu

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// The end of a step as stages of their own: lanes that span heads or layers, drafts of which only
+// a part is accepted, engines that keep their own attention.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/gpu/error.cuh"
+#include "adore/gpu/lane_decision.cuh"
+#include "adore/gpu/ledger_view.cuh"
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace adore::gpu {
+
+/// What a decision needs to know of the step, all device memory.
+struct decide_args {
+  /// [layer, row, kv_head, j, slot] probabilities of the j-th new token, reduced over query heads,
+  /// as `attend_async` writes them for one layer; `ledger.stride` floats per (layer, row, kv_head,
+  /// j). Scope model: all layers; otherwise only the layer decided on. Unused by policies that do
+  /// not observe.
+  float const* weights = nullptr;
+  float const* key_norms = nullptr;   ///< [layer, row, kv_head, j], for policies that score keys
+  index_t const* accepted = nullptr;  ///< [row] of the new tokens, how many stay; nullptr: all
+};
+
+namespace detail {
+
+inline constexpr int decide_threads = 128;
+
+/// One lane per block. Sums run over layers, then heads, then queries, always in this order.
+template <class P>
+__global__ void __launch_bounds__(decide_threads) decide_kernel(ledger_view<P> const ledger,
+                                                                P const policy,
+                                                                index_t const layer,
+                                                                decide_args const args) {
+  __shared__ decision_scratch shared;
+  auto const row = static_cast<index_t>(blockIdx.y);
+  auto const lane_head = static_cast<index_t>(blockIdx.x);
+  index_t const lane = ledger.lane(row, layer, lane_head);
+  step_books const books = books_at(ledger, row, lane);
+  index_t const count = books.row.count;
+  index_t const accepted = args.accepted == nullptr ? count : args.accepted[row];
+  if (count == 0 || accepted == 0) return;
+  index_t const layers = ledger.reach == scope::model ? ledger.layers : 1;
+  bool const one_head = ledger.reach == scope::kv_head;
+  index_t const first_head = one_head ? lane_head : 0;
+  index_t const end_head = one_head ? lane_head + 1 : ledger.kv_heads;
+  auto const query = [&](index_t l, index_t h, index_t j) {
+    return (static_cast<std::int64_t>((l * ledger.row_count + row)) * ledger.kv_heads + h) *
+               ledger.max_new +
+           j;
+  };
+  decide_lane(
+      ledger,
+      policy,
+      row,
+      layer,
+      lane_head,
+      books,
+      accepted,
+      {.rank = 0, .blocks = 1, .first = 0, .end = books.lane.extent},
+      [&](index_t slot) { return ledger.positions[ledger.cell(lane) + slot]; },
+      [&](index_t slot) {
+        float weight = 0.0F;
+        for (index_t j = 0; j < accepted; ++j) {
+          float const factor = query_weight_of(policy, accepted - 1 - j);
+          if (factor == 0.0F) continue;
+          float of_query = 0.0F;
+          for (index_t l = 0; l < layers; ++l) {
+            for (index_t h = first_head; h < end_head; ++h) {
+              of_query += args.weights[query(l, h, j) * ledger.stride + slot];
+            }
+          }
+          weight += factor * of_query;
+        }
+        return weight;
+      },
+      [&](index_t j) {
+        float squares = 0.0F;
+        for (index_t l = 0; l < layers; ++l) {
+          for (index_t h = first_head; h < end_head; ++h) squares += args.key_norms[query(l, h, j)];
+        }
+        return squares;
+      },
+      shared);
+}
+
+template <class P>
+__global__ void advance_kernel(ledger_view<P> const ledger, index_t const* accepted) {
+  auto const row = static_cast<index_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (row >= ledger.row_count) return;
+  row_books& books = ledger.rows[row];
+  if (books.count > 0) books.next += accepted == nullptr ? books.count : accepted[row];
+}
+
+}  // namespace detail
+
+/// Lets the policy observe and ends the step of the lanes of one layer; scope model: of all lanes.
+///
+/// @param layer  of the lanes; in scope model 0
+/// @throws std::logic_error if the policy observes and there are no weights, cuda_error
+/// Stream: asynchronous, capturable. Memory: none.
+template <eviction_policy P>
+void decide_async(cudaStream_t stream,
+                  ledger_view<P> const& ledger,
+                  P const& policy,
+                  index_t layer,
+                  decide_args const& args) {
+  static_assert(std::is_same_v<typename checked_device_policy<P>::type, P>);
+  if (observes_attention<P> && args.weights == nullptr) {
+    throw std::logic_error(
+        "adore: decide_async: the policy observes attention, weights are needed");
+  }
+  if (scores_keys<P> && args.key_norms == nullptr) {
+    throw std::logic_error("adore: decide_async: the policy scores keys, key_norms are needed");
+  }
+  dim3 const grid(static_cast<unsigned>(ledger.lane_heads()),
+                  static_cast<unsigned>(ledger.row_count));
+  detail::decide_kernel<P>
+      <<<grid, detail::decide_threads, 0, stream>>>(ledger, policy, layer, args);
+  check(cudaGetLastError());
+}
+
+/// The step is over: each sequence is `accepted` tokens longer. After the last layer's decision.
+///
+/// @param accepted  [row] as in `decide_args`, device memory
+/// Stream: asynchronous, capturable. Memory: none.
+template <eviction_policy P>
+void advance_async(cudaStream_t stream,
+                   ledger_view<P> const& ledger,
+                   index_t const* accepted = nullptr) {
+  constexpr unsigned threads = 128;
+  unsigned const blocks = (static_cast<unsigned>(ledger.row_count) + threads - 1) / threads;
+  detail::advance_kernel<P><<<blocks, threads, 0, stream>>>(ledger, accepted);
+  check(cudaGetLastError());
+}
+
+}  // namespace adore::gpu

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// The books of a cache as kernels see them: raw pointers into device memory, passed by value, so
+// that a captured graph replays with whatever the previous step wrote there.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/types.hpp"
+
+#include <cstdint>
+#include <type_traits>
+
+namespace adore::gpu {
+
+/// What the books say of a lane besides its slots.
+struct lane_books {
+  index_t occupied = 0;  ///< tokens kept
+  index_t extent = 0;    ///< slots from here on were never used
+  index_t budget = 0;
+};
+
+/// What the books say of a row. A row without a sequence has `count` 0.
+struct row_books {
+  position_t next = 0;     ///< position of the next token = tokens seen
+  index_t count = 0;       ///< new tokens of this step, 0..max_new; the engine's to write
+  std::uint64_t seed = 0;  ///< of the sequence
+};
+
+/// A token that left a lane, as the host finds it in the ring.
+struct released_entry {
+  std::uint64_t number;  ///< of the entry, from 1: 0 means never written
+  index_t row, lane;
+  position_t position, newest;  ///< ... and the newest token of the row at that moment
+};
+
+/// A ring of the last `capacity` releases of all lanes; `capacity` 0 keeps none.
+struct ring_view {
+  released_entry* entries = nullptr;
+  unsigned long long* written = nullptr;  // entries since the beginning
+  unsigned capacity = 0;
+};
+
+/// The ledger's arrays.
+///
+/// A slot that holds position p with
+///     0 <= p < next               keeps a token,
+///     next <= p < next + count    is where this step's token number p - next belongs,
+///     p >= next + count           is reserved for a later token,
+///     p = no_position             is free.
+/// The decision at the end of a step reserves slots for the positions next .. next + max_new - 1 of
+/// the steps to come, so that a step needs no plan from the host: who reads the ledger knows which
+/// slot each new token goes to.
+template <eviction_policy P>
+struct ledger_view {
+  position_t* positions = nullptr;          // [lane, slot]
+  slot_state_of<P>* states = nullptr;       // [lane, slot]; empty state: one element
+  lane_state_of<P>* lane_states = nullptr;  // [lane]; empty state: one element
+  lane_books* lanes = nullptr;              // [lane]
+  index_t* new_slots = nullptr;             // [lane, position % max_new] of reserved positions
+  row_books* rows = nullptr;                // [row]
+  unsigned* lanes_without_room = nullptr;   // how often a coming token found no slot
+  ring_view released{};
+  index_t row_count = 0, layers = 0, kv_heads = 0;
+  index_t slots = 0, stride = 0;  // of a lane; neighbours in `positions` are `stride` apart
+  index_t max_new = 1;
+  scope reach = scope::kv_head;
+
+  ADORE_HOST_DEVICE constexpr index_t lane_layers() const {
+    return reach == scope::model ? 1 : layers;
+  }
+  ADORE_HOST_DEVICE constexpr index_t lane_heads() const {
+    return reach == scope::kv_head ? kv_heads : 1;
+  }
+  ADORE_HOST_DEVICE constexpr index_t lanes_per_row() const { return lane_layers() * lane_heads(); }
+  /// The lane that a KV head of a layer of a row belongs to; numbered as in `adore::ledger`.
+  ADORE_HOST_DEVICE constexpr index_t lane(index_t row, index_t layer, index_t kv_head) const {
+    index_t const l = reach == scope::model ? 0 : layer;
+    index_t const h = reach == scope::kv_head ? kv_head : 0;
+    return (row * lane_layers() + l) * lane_heads() + h;
+  }
+  ADORE_HOST_DEVICE constexpr std::int64_t cell(index_t lane) const {
+    return static_cast<std::int64_t>(lane) * stride;
+  }
+  ADORE_HOST_DEVICE constexpr slot_state_of<P>* states_of(index_t lane) const {
+    return std::is_empty_v<slot_state_of<P>> ? states : states + cell(lane);
+  }
+  ADORE_HOST_DEVICE constexpr lane_state_of<P>* lane_state(index_t lane) const {
+    return std::is_empty_v<lane_state_of<P>> ? lane_states : lane_states + lane;
+  }
+};
+
+static_assert(sizeof(released_entry) == 24);
+
+}  // namespace adore::gpu

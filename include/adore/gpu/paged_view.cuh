@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// K or V of one layer in the pages of a serving engine.
+#pragma once
+
+#include "adore/gpu/kv_rows.cuh"
+#include "adore/host_device.hpp"
+#include "adore/invalid_field.hpp"
+#include "adore/kv_view.hpp"
+#include "adore/types.hpp"
+
+#include <cstdint>
+#include <type_traits>
+
+namespace adore::gpu {
+
+/// How a page is laid out: [kv_head, slot, channel] or [slot, kv_head, channel].
+enum class page_layout : std::uint8_t { hnd, nhd };
+
+namespace detail {
+
+/// Division of 0 <= n < 2^31 by a number that is fixed on the host, as a multiplication.
+///
+/// Source: Granlund and Montgomery, "Division by invariant integers using multiplication", 1994,
+///         theorem 4.2: with 2^bits >= divisor, n / divisor = n * ceil(2^(31 + bits) / divisor)
+///         >> (31 + bits).
+struct fixed_divisor {
+  std::uint32_t factor = 0x80000000U;
+  std::uint32_t shift = 31;
+
+  constexpr fixed_divisor() = default;
+  explicit constexpr fixed_divisor(index_t divisor) {
+    while ((std::uint64_t{1} << (shift - 31U)) < static_cast<std::uint64_t>(divisor)) ++shift;
+    auto const by = static_cast<std::uint64_t>(divisor);
+    factor = static_cast<std::uint32_t>(((std::uint64_t{1} << shift) + by - 1) / by);
+  }
+  ADORE_HOST_DEVICE constexpr index_t quotient(index_t n) const noexcept {
+    return static_cast<index_t>((static_cast<std::uint64_t>(n) * factor) >> shift);
+  }
+};
+
+}  // namespace detail
+
+/// K (or V) in pages, indexed [sequence, kv_head, slot]: slot s of a sequence lies at place
+/// s % page_size of its page number s / page_size. Slots need not be filled in order: what is in
+/// them is for the ledger to say.
+///
+/// The arrays are those of FlashInfer's `paged_kv_t` (include/flashinfer/page.cuh, commit fb28d72):
+/// pages [page, kv_head, page_size, channel] (HND) or [page, page_size, kv_head, channel] (NHD),
+/// and per sequence a range of page numbers. There K and V share one object; here each is a view.
+///
+/// Memory: owns nothing; all arrays are in device memory and read by kernels only.
+template <class T>
+struct paged_view {
+  using value_type = T;
+  T* data = nullptr;
+  index_t const* indices = nullptr;        // [indptr[sequences]] page numbers of all sequences
+  index_t const* indptr = nullptr;         // [sequences + 1] where a sequence's numbers begin
+  index_t const* last_page_len = nullptr;  // [sequence] slots in use in the last page, 1..page_size
+  index_t sequences = 0, kv_heads = 0;
+  index_t slots = 0;  // the most that a sequence's pages hold
+  index_t channels = 0, page_size = 1;
+  stride_t page_stride = 0, kv_head_stride = 0, slot_stride = 0;  // elements
+  detail::fixed_divisor by_page{};
+
+  constexpr paged_view() = default;
+
+  /// Contiguous pages.
+  ///
+  /// @param n_slots  the most slots that a sequence's pages hold, a bound for launches
+  /// @throws std::invalid_argument if page_size is not positive
+  constexpr paged_view(T* pages,
+                       page_layout layout,
+                       index_t n_sequences,
+                       index_t n_kv_heads,
+                       index_t n_slots,
+                       index_t n_channels,
+                       index_t slots_per_page,
+                       index_t const* page_numbers,
+                       index_t const* page_ranges,
+                       index_t const* last_page_lengths)
+      : paged_view(
+            pages,
+            n_sequences,
+            n_kv_heads,
+            n_slots,
+            n_channels,
+            slots_per_page,
+            stride_t{n_kv_heads} * slots_per_page * n_channels,
+            layout == page_layout::hnd ? stride_t{slots_per_page} * n_channels : n_channels,
+            layout == page_layout::hnd ? stride_t{n_channels} : stride_t{n_kv_heads} * n_channels,
+            page_numbers,
+            page_ranges,
+            last_page_lengths) {}
+
+  /// Pages with strides of their own, in elements.
+  constexpr paged_view(T* pages,
+                       index_t n_sequences,
+                       index_t n_kv_heads,
+                       index_t n_slots,
+                       index_t n_channels,
+                       index_t slots_per_page,
+                       stride_t per_page,
+                       stride_t per_kv_head,
+                       stride_t per_slot,
+                       index_t const* page_numbers,
+                       index_t const* page_ranges,
+                       index_t const* last_page_lengths)
+      : data(pages),
+        indices(page_numbers),
+        indptr(page_ranges),
+        last_page_len(last_page_lengths),
+        sequences(n_sequences),
+        kv_heads(n_kv_heads),
+        slots(n_slots),
+        channels(n_channels),
+        page_size(slots_per_page),
+        page_stride(per_page),
+        kv_head_stride(per_kv_head),
+        slot_stride(per_slot) {
+    require_field(slots_per_page > 0,
+                  "paged_view.page_size",
+                  slots_per_page,
+                  "a page must have room for a token");
+    by_page = detail::fixed_divisor(slots_per_page);
+  }
+
+  /// First of the `channels` contiguous elements of a slot.
+  ///
+  /// @pre the sequence has a page for the slot
+  ADORE_HOST_DEVICE constexpr T* operator()(index_t sequence,
+                                            index_t kv_head,
+                                            index_t slot) const noexcept {
+    index_t const page = by_page.quotient(slot);
+    return data + indices[indptr[sequence] + page] * page_stride + kv_head * kv_head_stride +
+           (slot - page * page_size) * slot_stride;
+  }
+
+  /// Slots in use of a sequence, as its engine counts them.
+  ADORE_HOST_DEVICE constexpr index_t slots_of(index_t sequence) const noexcept {
+    index_t const pages = indptr[sequence + 1] - indptr[sequence];
+    return pages == 0 ? 0 : (pages - 1) * page_size + last_page_len[sequence];
+  }
+
+  /// The same pages, read-only.
+  template <class U>
+    requires(std::is_same_v<U, T const> && !std::is_const_v<T>)
+  constexpr operator paged_view<U>() const {
+    return {data,
+            sequences,
+            kv_heads,
+            slots,
+            channels,
+            page_size,
+            page_stride,
+            kv_head_stride,
+            slot_stride,
+            indices,
+            indptr,
+            last_page_len};
+  }
+};
+
+static_assert(kv_rows<paged_view<float>> && kv_rows<paged_view<float const>>);
+
+}  // namespace adore::gpu

@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fused decode attention: what it puts out, what it stores, what it lets the policy decide.
+#include "support/agreement.cuh"
+#include "support/attention_case.cuh"
+#include <adore/gpu/decide.cuh>
+#include <adore/gpu/decode_attention.cuh>
+#include <adore/policies/h2o.hpp>
+#include <adore/policies/sliding_window.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+
+namespace adore::testing {
+namespace {
+
+template <class P>
+std::vector<position_t> positions_of(gpu::device_ledger<P> const& books, index_t lane) {
+  std::vector<position_t> all(static_cast<std::size_t>(books.view().slots));
+  gpu::check(cudaMemcpy(all.data(),
+                        books.view().positions + books.view().cell(lane),
+                        all.size() * sizeof(position_t),
+                        cudaMemcpyDeviceToHost));
+  return all;
+}
+
+template <class T, int Channels, class P>
+void check_step(P const& policy, attention_shape const& shape, std::uint64_t seed) {
+  CAPTURE(Channels);
+  CAPTURE(shape.rows);
+  CAPTURE(shape.kv_heads);
+  CAPTURE(shape.group);
+  CAPTURE(shape.slots);
+  CAPTURE(shape.max_new);
+  std::mt19937_64 engine(seed);
+  cudaStream_t stream = nullptr;
+  gpu::check(cudaStreamCreate(&stream));
+  attention_case<T, Channels> c(shape, seed);
+  gpu::device_ledger<P> books(policy,
+                              {shape.rows, 1, shape.kv_heads, shape.slots, Channels},
+                              scope::kv_head,
+                              shape.max_new,
+                              100'000);
+  index_t const budget = shape.slots - shape.max_new;
+  std::vector<index_t> counts;
+  std::vector<row_snapshot> before;
+  for (index_t row = 0; row < shape.rows; ++row) {
+    // row 0 is full, row 1 empty, the others lie between; from max_new > 1 on counts differ
+    index_t const tokens =
+        row == 0   ? budget
+        : row == 1 ? 0
+                   : static_cast<index_t>(engine() % static_cast<std::uint64_t>(budget));
+    position_t const next = tokens + (tokens == 0 ? 0 : static_cast<position_t>(engine() % 100));
+    before.push_back(random_books(books.view(), tokens, next, budget, engine));
+    books.restore(stream, row, before.back());
+    counts.push_back(
+        row == 0 ? shape.max_new
+                 : 1 + static_cast<index_t>(engine() % static_cast<std::uint64_t>(shape.max_new)));
+  }
+  if (shape.rows > 3) counts.back() = 0;
+  books.set_counts(stream, counts);
+  std::vector<std::vector<position_t>> lanes;
+  for (index_t lane = 0; lane < shape.rows * shape.kv_heads; ++lane) {
+    lanes.push_back(positions_of(books, lane));
+  }
+  auto const stride = static_cast<std::size_t>(books.view().stride);
+  c.weights = gpu::device_buffer<float>(
+      static_cast<std::size_t>(shape.rows * shape.kv_heads * shape.max_new) * stride);
+  c.weights.fill_async(0xFF, stream);
+  c.out.fill_async(0xFF, stream);  // NaN where nothing is written
+  c.lse.fill_async(0xFF, stream);
+  auto args = c.args();
+  args.weights = c.weights.data();
+  gpu::attend_async<Channels>(stream, args, books.view(), policy);
+  auto const out = c.out.to_host(stream);
+  auto const lse = c.lse.to_host(stream);
+  auto const weights = c.weights.to_host(stream);
+  auto const keys = c.keys_on_device.to_host(stream);
+  auto const values = c.values_on_device.to_host(stream);
+
+  double worst_out = 0.0, worst_lse = 0.0, worst_weight = 0.0, worst_sum = 0.0;
+  auto const worse = [](double& worst, double x) {
+    if (!(x <= worst)) worst = x;  // NaN stays
+  };
+  index_t const heads = shape.kv_heads * shape.group;
+  for (index_t row = 0; row < shape.rows; ++row) {
+    position_t const next = before[static_cast<std::size_t>(row)].next;
+    for (index_t j = 0; j < counts[static_cast<std::size_t>(row)]; ++j) {
+      auto const token = static_cast<std::size_t>(row * shape.max_new + j);
+      for (index_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
+        auto const& positions = lanes[static_cast<std::size_t>(row * shape.kv_heads + kv_head)];
+        std::vector<double> reduced(positions.size(), 0.0);
+        for (index_t member = 0; member < shape.group; ++member) {
+          index_t const head = kv_head * shape.group + member;
+          auto const exact = attend_exactly(c, positions, row, head, j, next);
+          auto const at = token * static_cast<std::size_t>(heads) + static_cast<std::size_t>(head);
+          worse(worst_lse, std::abs(lse[at] - exact.lse));
+          for (int i = 0; i < Channels; ++i) {
+            double const want = exact.out[static_cast<std::size_t>(i)];
+            double const got = widened(out[at * Channels + static_cast<std::size_t>(i)]);
+            worse(worst_out, std::abs(got - want) / (grain<T>() * std::abs(want) + 3e-5));
+          }
+          for (std::size_t s = 0; s < positions.size(); ++s) reduced[s] += exact.weights[s];
+        }
+        float const* const given =
+            weights.data() +
+            (static_cast<std::size_t>((row * shape.kv_heads + kv_head) * shape.max_new + j)) *
+                stride;
+        double sum = 0.0;
+        for (std::size_t s = 0; s < positions.size(); ++s) {
+          worse(worst_weight, std::abs(given[s] - reduced[s]));
+          sum += given[s];
+        }
+        worse(worst_sum, std::abs(sum / shape.group - 1.0));
+      }
+    }
+  }
+  CHECK(worst_out <= 1.0);  // in units of one rounding of T
+  CHECK(worst_lse <= 2e-5);
+  CHECK(worst_weight <= 2e-5);
+  CHECK(worst_sum <= 1e-5);
+
+  // the new tokens' K and V lie in their slots, the others are as they were
+  int misplaced = 0;
+  for (index_t row = 0; row < shape.rows; ++row) {
+    position_t const next = before[static_cast<std::size_t>(row)].next;
+    for (index_t h = 0; h < shape.kv_heads; ++h) {
+      auto const& positions = lanes[static_cast<std::size_t>(row * shape.kv_heads + h)];
+      for (index_t s = 0; s < shape.slots; ++s) {
+        position_t const p = positions[static_cast<std::size_t>(s)];
+        bool const fresh = p >= next && p < next + counts[static_cast<std::size_t>(row)];
+        auto const source =
+            static_cast<std::size_t>(
+                ((row * shape.max_new + (fresh ? p - next : 0)) * shape.kv_heads + h)) *
+            Channels;
+        auto const cell = static_cast<std::size_t>(c.key(row, h, s) - c.keys.data());
+        auto const* const want_key = fresh ? c.k.data() + source : c.key(row, h, s);
+        auto const* const want_value = fresh ? c.v.data() + source : c.value(row, h, s);
+        misplaced += std::memcmp(keys.data() + cell, want_key, Channels * sizeof(T)) != 0;
+        misplaced += std::memcmp(values.data() + cell, want_value, Channels * sizeof(T)) != 0;
+      }
+    }
+  }
+  CHECK(misplaced == 0);
+
+  // the decision is the host's, given the same weights
+  ledger<P> host(
+      policy, {shape.rows, 1, shape.kv_heads, shape.slots, 1}, scope::kv_head, shape.max_new);
+  gpu::advance_async(stream, books.view());
+  agreement agrees;
+  for (index_t row = 0; row < shape.rows; ++row) {
+    index_t const count = counts[static_cast<std::size_t>(row)];
+    host.restore(row, before[static_cast<std::size_t>(row)]);
+    if (count > 0) {
+      for (index_t h = 0; h < shape.kv_heads; ++h) {
+        index_t const lane = row * shape.kv_heads + h;
+        host.place(lane, count);
+        auto const slots = host.slots_of(lane);
+        std::vector<float> combined(static_cast<std::size_t>(shape.slots), 0.0F);
+        for (index_t j = 0; j < count; ++j) {
+          float const factor = query_weight_of(policy, count - 1 - j);
+          auto const& there = lanes[static_cast<std::size_t>(lane)];
+          for (index_t s = 0; s < shape.slots; ++s) {
+            if (slots.positions[s] < 0) continue;
+            auto const same = std::find(there.begin(), there.end(), slots.positions[s]);
+            combined[static_cast<std::size_t>(s)] +=
+                factor * weights[static_cast<std::size_t>(lane * shape.max_new + j) * stride +
+                                 static_cast<std::size_t>(same - there.begin())];
+          }
+        }
+        host.commit(lane, count, combined.data());
+      }
+    }
+    host.advance(row, count);
+    auto device = on_host(books, stream, row);
+    compare_kept(device, host, row, agrees);
+  }
+  CHECK(agrees.differences == 0);
+  CHECK(books.tokens_without_room(stream) == 0);
+  // and the slots of the next step are reserved
+  for (index_t row = 0; row < shape.rows; ++row) {
+    position_t const next =
+        before[static_cast<std::size_t>(row)].next + counts[static_cast<std::size_t>(row)];
+    for (index_t h = 0; h < shape.kv_heads; ++h) {
+      auto const positions = positions_of(books, row * shape.kv_heads + h);
+      for (index_t j = 0; j < shape.max_new; ++j) {
+        CHECK(std::count(positions.begin(), positions.end(), next + j) == 1);
+      }
+    }
+  }
+  gpu::check(cudaStreamDestroy(stream));
+}
+
+template <class T, int Channels>
+void check_shapes() {
+  std::uint64_t seed = 1;
+  for (index_t const group : {1, 4, 8, 16}) {
+    check_step<T, Channels>(h2o{.heavy = 10, .recent = 10}, {4, 2, group, 40, 1}, ++seed);
+    check_step<T, Channels>(sliding_window{.size = 100}, {3, 1, group, 200, 1}, ++seed);
+  }
+  check_step<T, Channels>(h2o{.heavy = 10, .recent = 10}, {3, 2, 3, 77, 5}, ++seed);
+  check_step<T, Channels>(h2o{.heavy = 500, .recent = 100}, {2, 1, 2, 1500, 1}, ++seed);
+}
+
+TEST_CASE("attention is exact, appends and decides: bfloat16, 128 channels") {
+  check_shapes<__nv_bfloat16, 128>();
+}
+TEST_CASE("attention is exact, appends and decides: bfloat16, 64 channels") {
+  check_shapes<__nv_bfloat16, 64>();
+}
+TEST_CASE("attention is exact, appends and decides: bfloat16, 96 channels") {
+  check_shapes<__nv_bfloat16, 96>();
+}
+TEST_CASE("attention is exact, appends and decides: bfloat16, 256 channels") {
+  check_shapes<__nv_bfloat16, 256>();
+}
+TEST_CASE("attention is exact, appends and decides: half, 128 channels") {
+  check_shapes<__half, 128>();
+}
+TEST_CASE("attention is exact, appends and decides: float, 64 channels") {
+  check_shapes<float, 64>();
+}
+
+TEST_CASE("every group from 1 to 16 and every number of new tokens from 1 to 16 are taken") {
+  for (index_t n = 1; n <= 16; ++n) {
+    check_step<__nv_bfloat16, 64>(
+        h2o{.heavy = 10, .recent = 10}, {3, 2, n, 50, 1}, 100U + static_cast<unsigned>(n));
+    check_step<__nv_bfloat16, 64>(
+        h2o{.heavy = 10, .recent = 10}, {3, 2, 4, 60, n}, 200U + static_cast<unsigned>(n));
+  }
+}
+
+TEST_CASE("lanes of thousands of slots are shared by the blocks of a cluster") {
+  for (index_t const slots : {2048, 5000, 17000}) {
+    check_step<__nv_bfloat16, 128>(
+        h2o{.heavy = 10, .recent = 10}, {3, 1, 4, slots, 1}, static_cast<unsigned>(slots));
+    check_step<__nv_bfloat16, 128>(
+        h2o{.heavy = 10, .recent = 10}, {2, 1, 8, slots, 3}, static_cast<unsigned>(slots + 1));
+  }
+}
+
+TEST_CASE("a row's bits do not depend on the batch around it") {
+  using T = __nv_bfloat16;
+  constexpr int channels = 128;
+  attention_shape const many{7, 2, 4, 1300, 1};
+  attention_case<T, channels> batch(many, 5);
+  h2o const policy{.heavy = 600, .recent = 100};
+  std::mt19937_64 engine(9);
+  gpu::device_ledger<h2o> books(policy, batch.cache, scope::kv_head);
+  std::vector<row_snapshot> rows;
+  for (index_t row = 0; row < many.rows; ++row) {
+    rows.push_back(random_books(books.view(), 150 * row + 3, 150 * row + 40, 1000, engine));
+    books.restore(nullptr, row, rows.back());
+  }
+  auto args = batch.args();
+  gpu::device_buffer<float> states_of_all(1);
+  gpu::attend_async<channels>(nullptr, args, books.view(), policy);
+  auto const out = batch.out.to_host(nullptr);
+  for (index_t row = 0; row < many.rows; ++row) {
+    gpu::device_ledger<h2o> alone(
+        policy, {1, 1, many.kv_heads, many.slots, channels}, scope::kv_head);
+    alone.restore(nullptr, 0, rows[static_cast<std::size_t>(row)]);
+    attention_case<T, channels> single({1, 2, 4, 1300, 1}, 6);
+    auto const lane_cells = static_cast<std::size_t>(many.kv_heads * many.slots) * channels;
+    auto const part = [&](std::vector<T> const& all, std::size_t size) {
+      return std::span<T const>(all).subspan(static_cast<std::size_t>(row) * size, size);
+    };
+    single.keys_on_device.copy_from_async(part(batch.keys, lane_cells), nullptr);
+    single.values_on_device.copy_from_async(part(batch.values, lane_cells), nullptr);
+    single.q_on_device.copy_from_async(part(batch.q, 8 * channels), nullptr);
+    single.k_on_device.copy_from_async(part(batch.k, 2 * channels), nullptr);
+    single.v_on_device.copy_from_async(part(batch.v, 2 * channels), nullptr);
+    gpu::attend_async<channels>(nullptr, single.args(), alone.view(), policy);
+    auto const own = single.out.to_host(nullptr);
+    CHECK(std::memcmp(own.data(),
+                      out.data() + static_cast<std::size_t>(row) * own.size(),
+                      own.size() * sizeof(T)) == 0);
+    CHECK(alone.snapshot(nullptr, 0).slot_states == books.snapshot(nullptr, row).slot_states);
+    CHECK(alone.kept(nullptr, 1) == books.kept(nullptr, row * 2 + 1));
+  }
+}
+
+TEST_CASE("what lies in free slots cannot matter, be it NaN") {
+  using T = __nv_bfloat16;
+  attention_shape const shape{2, 1, 2, 100, 1};
+  attention_case<T, 64> c(shape, 3);
+  h2o const policy{.heavy = 50, .recent = 10};
+  std::mt19937_64 engine(4);
+  gpu::device_ledger<h2o> books(policy, c.cache, scope::kv_head);
+  auto const saved = random_books(books.view(), 40, 90, 90, engine);
+  auto const run = [&] {
+    for (index_t row = 0; row < 2; ++row) books.restore(nullptr, row, saved);
+    gpu::attend_async<64>(nullptr, c.args(), books.view(), policy);
+    return c.out.to_host(nullptr);
+  };
+  auto const before = run();
+  auto poisoned = c.keys;
+  auto poisoned_values = c.values;
+  for (std::size_t cell = 0; cell < poisoned.size(); ++cell) {
+    if (saved.positions[cell / 64 % 100] != no_position) continue;
+    poisoned[cell] = poisoned_values[cell] = rounded<T>(std::numeric_limits<float>::quiet_NaN());
+  }
+  c.keys_on_device.copy_from_async(poisoned, nullptr);
+  c.values_on_device.copy_from_async(poisoned_values, nullptr);
+  auto const after = run();
+  CHECK(std::memcmp(before.data(), after.data(), before.size() * sizeof(T)) == 0);
+}
+
+TEST_CASE("a step captured into a graph replays like one that is launched each time") {
+  using T = __nv_bfloat16;
+  attention_shape const shape{5, 2, 4, 65, 1};
+  h2o const policy{.heavy = 40, .recent = 24};
+  auto const run = [&](bool captured) {
+    attention_case<T, 64> c(shape, 11);
+    gpu::device_ledger<h2o> books(policy, c.cache, scope::kv_head);
+    cudaStream_t stream = nullptr;
+    gpu::check(cudaStreamCreate(&stream));
+    for (index_t row = 0; row < shape.rows; ++row) books.open_async(stream, row);
+    auto const step = [&] {
+      gpu::attend_async<64>(stream, c.args(), books.view(), policy);
+      gpu::advance_async(stream, books.view());
+    };
+    cudaGraphExec_t replay = nullptr;
+    if (captured) {
+      cudaGraph_t graph = nullptr;
+      gpu::check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+      step();
+      gpu::check(cudaStreamEndCapture(stream, &graph));
+      gpu::check(cudaGraphInstantiate(&replay, graph, 0));
+      gpu::check(cudaGraphDestroy(graph));
+    }
+    for (int i = 0; i < 300; ++i) {
+      // sequences come and go without a new capture
+      if (i == 100) books.close_async(stream, 2);
+      if (i == 150) books.open_async(stream, 2, 7);
+      if (i == 200) books.fork_async(stream, 0, 3);
+      if (captured) {
+        gpu::check(cudaGraphLaunch(replay, stream));
+      } else {
+        step();
+      }
+    }
+    std::vector<row_snapshot> rows;
+    for (index_t row = 0; row < shape.rows; ++row) rows.push_back(books.snapshot(stream, row));
+    CHECK(books.tokens_without_room(stream) == 0);
+    if (replay != nullptr) gpu::check(cudaGraphExecDestroy(replay));
+    gpu::check(cudaStreamDestroy(stream));
+    return rows;
+  };
+  auto const eager = run(false);
+  auto const replayed = run(true);
+  for (std::size_t row = 0; row < eager.size(); ++row) {
+    CHECK(eager[row].next == (row == 2 ? 150 : 300));
+    CHECK(replayed[row].next == eager[row].next);
+    CHECK(replayed[row].positions == eager[row].positions);
+    CHECK(replayed[row].slot_states == eager[row].slot_states);
+    auto const kept = eager[row].positions;
+    CHECK(std::count_if(kept.begin(), kept.end(), [](position_t p) { return p >= 0; }) == 2 * 64);
+  }
+}
+
+TEST_CASE("shapes that do not fit together are refused by name") {
+  using T = __nv_bfloat16;
+  attention_case<T, 64> c({2, 2, 1, 40, 1}, 1);
+  sliding_window const policy{.size = 20};
+  gpu::device_ledger<sliding_window> books(policy, c.cache, scope::kv_head);
+  auto args = c.args();
+  CHECK_THROWS_WITH_AS(gpu::attend_async<128>(nullptr, args, books.view(), policy),
+                       doctest::Contains("128 channels"),
+                       std::logic_error);
+  args.q.heads = 3;
+  CHECK_THROWS_WITH_AS(gpu::attend_async<64>(nullptr, args, books.view(), policy),
+                       doctest::Contains("3 query heads"),
+                       std::logic_error);
+  CHECK_THROWS_WITH_AS(
+      gpu::device_ledger<sliding_window>({.size = 40}, {1, 1, 1, 40, 64}, scope::kv_head),
+      doctest::Contains("budget = 40"),
+      std::invalid_argument);
+}
+
+TEST_CASE("a token that finds no slot is counted") {
+  using T = __nv_bfloat16;
+  attention_case<T, 64> c({1, 1, 1, 4, 1}, 1);
+  sliding_window const policy{.size = 3};
+  gpu::device_ledger<sliding_window> books(policy, c.cache, scope::kv_head);
+  books.open_async(nullptr, 0);
+  auto saved = books.snapshot(nullptr, 0);
+  saved.budgets = {unbounded};
+  books.restore(nullptr, 0, saved);
+  for (int i = 0; i < 3; ++i) {
+    gpu::attend_async<64>(nullptr, c.args(), books.view(), policy);
+    gpu::advance_async(nullptr, books.view());
+    CHECK(books.tokens_without_room(nullptr) == 0);
+  }
+  gpu::attend_async<64>(nullptr, c.args(), books.view(), policy);
+  CHECK(books.tokens_without_room(nullptr) == 1);
+}
+
+}  // namespace
+}  // namespace adore::testing
