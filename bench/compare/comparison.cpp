@@ -2,6 +2,7 @@
 // Read `run` first.
 #include "comparison.hpp"
 
+#include "llama/engine.hpp"
 #include "measures.hpp"
 
 #include <algorithm>
@@ -16,8 +17,6 @@ namespace comparison {
 namespace {
 
 using tokens_of = std::vector<std::vector<std::int32_t>>;
-
-constexpr int timed_steps = 7;  ///< single-row steps after the text, whose median gives the speed
 
 /// Full attention's weights in one step: [sequence][layer, kv_head][position], summed over the
 /// query heads of the KV head.

@@ -2,8 +2,8 @@
 // Runs all contestants in lock-step over the text and measures each.
 #pragma once
 
-#include "llama/engine.hpp"
 #include "request.hpp"
+#include <adore/types.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +12,13 @@
 #include <string>
 #include <vector>
 
+namespace llama_example {
+class engine;
+}
+
 namespace comparison {
+
+inline constexpr int timed_steps = 7;  ///< single-row steps after the text; their median counts
 
 /// One line of the table.
 struct result {
@@ -23,7 +29,8 @@ struct result {
   int tokens = 0;  ///< per sequence
   double perplexity = 0, perplexity_second_half = 0, kl = 0, top1 = 0, kept_weight = 0;
   std::size_t kv_bytes = 0, kv_bytes_live = 0;
-  double stage_us_per_token = 0, tokens_per_second = 0;
+  std::optional<double> stage_us_per_token;  ///< none: it cannot be told from the attention's
+  double tokens_per_second = 0;
 };
 
 /// Told now and then: steps done of how many.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compares retention policies on a real model: see --help, and comparison.cpp for how.
 #include "comparison.hpp"
+#include "device.hpp"
+#include "llama/engine.hpp"
 #include "llama/vocabulary.hpp"
 #include "report.hpp"
 #include "request.hpp"
@@ -87,28 +89,37 @@ int compare_policies(comparison::request const& asked) {
   std::string const text = read_text(asked.text);
   auto const tokens = cut(llama_example::vocabulary(asked.model).encode(text), asked);
   llama_example::model const weights = llama_example::read_model(asked.model);
-  llama_example::engine engine(weights, asked.threads);
   double const loading = since(begin);
 
   std::size_t const rows = asked.contestants.size() * tokens.size();
-  fmt::print("{} ({:.0f} M parameters, float32), {}\n",
+  fmt::print("{} ({:.0f} M parameters, float32{}), {}\n",
              asked.model,
              static_cast<double>(weights.parameters()) / 1e6,
+             asked.on_device ? ", on the device" : "",
              asked.text);
   fmt::print("{} sequence(s) of {} tokens, {} policies and budgets = {} rows in lock-step\n",
              tokens.size(),
              asked.tokens,
              asked.contestants.size(),
              rows);
-  fmt::print("rotary positions: {}{}\n\n",
+  fmt::print("rotary positions: {}{}\n",
              adore::word_of(asked.positions),
              asked.prompt > 0 ? fmt::format("; dense prompt of {} tokens", asked.prompt) : "");
+  for (std::string const& sentence : asked.left_out) fmt::print("left out: {}\n", sentence);
+  fmt::print("\n");
   std::fflush(stdout);
 
   auto const start = clock_type::now();
-  auto const results = comparison::run(asked, engine, tokens, [&](int done, int all) {
+  auto const report = [&](int done, int all) {
     comparison::show_progress(done, all, since(start));
-  });
+  };
+  std::vector<comparison::result> results;
+  if (asked.on_device) {
+    results = comparison::run_on_device(asked, weights, tokens, report);
+  } else {
+    llama_example::engine engine(weights, asked.threads);
+    results = comparison::run(asked, engine, tokens, report);
+  }
   double const comparing = since(start);
   comparison::print_table(results);
   if (!asked.csv.empty()) comparison::write_csv(results, asked.csv);

@@ -45,20 +45,22 @@ std::string budget_text(result const& line, char const* none) {
 nlohmann::json json_of(std::vector<result> const& results) {
   nlohmann::json lines = nlohmann::json::array();
   for (result const& line : results) {
-    lines.push_back({{"policy", line.policy},
-                     {"settings", line.settings},
-                     {"budget", line.budget ? nlohmann::json(*line.budget) : nlohmann::json()},
-                     {"scope", adore::word_of(line.reach)},
-                     {"tokens", line.tokens},
-                     {"perplexity", line.perplexity},
-                     {"perplexity_second_half", line.perplexity_second_half},
-                     {"kl", line.kl},
-                     {"top1", line.top1},
-                     {"kept_weight", line.kept_weight},
-                     {"kv_bytes", line.kv_bytes},
-                     {"kv_bytes_live", line.kv_bytes_live},
-                     {"stage_us_per_token", line.stage_us_per_token},
-                     {"tokens_per_second", line.tokens_per_second}});
+    lines.push_back(
+        {{"policy", line.policy},
+         {"settings", line.settings},
+         {"budget", line.budget ? nlohmann::json(*line.budget) : nlohmann::json()},
+         {"scope", adore::word_of(line.reach)},
+         {"tokens", line.tokens},
+         {"perplexity", line.perplexity},
+         {"perplexity_second_half", line.perplexity_second_half},
+         {"kl", line.kl},
+         {"top1", line.top1},
+         {"kept_weight", line.kept_weight},
+         {"kv_bytes", line.kv_bytes},
+         {"kv_bytes_live", line.kv_bytes_live},
+         {"stage_us_per_token",
+          line.stage_us_per_token ? nlohmann::json(*line.stage_us_per_token) : nlohmann::json()},
+         {"tokens_per_second", line.tokens_per_second}});
   }
   return lines;
 }
@@ -82,7 +84,7 @@ void print_table(std::vector<result> const& results) {
   for (result const& line : results) {
     fmt::print(
         "{:<30} {:>6} {:>8} {:>9.2f} {:>9.2f} {:>7.3f} {:>6.3f} {:>6.3f} {:>8.2f} {:>8.2f} "
-        "{:>8.1f} {:>7.1f}\n",
+        "{:>8} {:>7.1f}\n",
         line.policy,
         budget_text(line, "-"),
         adore::word_of(line.reach),
@@ -93,7 +95,7 @@ void print_table(std::vector<result> const& results) {
         line.kept_weight,
         static_cast<double>(line.kv_bytes) / 1e6,
         static_cast<double>(line.kv_bytes_live) / 1e6,
-        line.stage_us_per_token,
+        line.stage_us_per_token ? fmt::format("{:.1f}", *line.stage_us_per_token) : "-",
         line.tokens_per_second);
   }
 }
@@ -104,21 +106,22 @@ void write_csv(std::vector<result> const& results, std::string const& name) {
           "bytes,"
           "kv_bytes_live,stage_us_per_token,tokens_per_second,settings\n";
   for (result const& line : results) {
-    file << fmt::format("{},{},{},{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{},{:.4g},{:.4g},{}\n",
-                        quoted(line.policy),
-                        budget_text(line, ""),
-                        adore::word_of(line.reach),
-                        line.tokens,
-                        line.perplexity,
-                        line.perplexity_second_half,
-                        line.kl,
-                        line.top1,
-                        line.kept_weight,
-                        line.kv_bytes,
-                        line.kv_bytes_live,
-                        line.stage_us_per_token,
-                        line.tokens_per_second,
-                        quoted(line.settings));
+    file << fmt::format(
+        "{},{},{},{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{},{},{:.4g},{}\n",
+        quoted(line.policy),
+        budget_text(line, ""),
+        adore::word_of(line.reach),
+        line.tokens,
+        line.perplexity,
+        line.perplexity_second_half,
+        line.kl,
+        line.top1,
+        line.kept_weight,
+        line.kv_bytes,
+        line.kv_bytes_live,
+        line.stage_us_per_token ? fmt::format("{:.4g}", *line.stage_us_per_token) : "",
+        line.tokens_per_second,
+        quoted(line.settings));
   }
   if (!file.flush()) throw std::runtime_error("cannot write " + name);
 }
@@ -131,6 +134,7 @@ void write_json(request const& asked, std::vector<result> const& results, std::s
                                    {"prompt", asked.prompt},
                                    {"positions", adore::word_of(asked.positions)},
                                    {"threads", asked.threads},
+                                   {"device", asked.on_device ? "cuda" : "cpu"},
                                    {"results", json_of(results)}};
   std::ofstream file = open_file(name);
   // a file name need not be UTF-8

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "request.hpp"
 
+#include "device.hpp"
+#include "llama/gpu/device_policies.hpp"
 #include <adore/policy_text.hpp>
 
 #include <CLI/CLI.hpp>
@@ -9,6 +11,7 @@
 #include <map>
 #include <string_view>
 #include <thread>
+#include <type_traits>
 
 namespace comparison {
 
@@ -57,6 +60,25 @@ void refuse_what_makes_no_sense(std::string const& name, request const& asked) {
   }
 }
 
+/// Why the device cannot run a policy: half a sentence, or nothing.
+std::string why_host_only(std::string const& policy) {
+  char const* reason = nullptr;
+  adore::with_policy(policy, std::nullopt, [&](auto const& made) {
+    reason = llama_example::gpu::why_host_only<std::remove_cvref_t<decltype(made)>>();
+  });
+  return reason != nullptr ? reason : "";
+}
+
+void refuse_what_the_device_cannot(request const& asked) {
+  if (auto const reason = why_no_device()) throw mistake{"--device cuda: " + *reason};
+  if (asked.prompt > 0) {
+    throw mistake{"--device cuda takes prompts token by token: leave --prompt out"};
+  }
+  if (asked.positions != adore::position_scheme::original) {
+    throw mistake{"--device cuda turns keys once, when they come: --positions must be original"};
+  }
+}
+
 /// Adds the contestants of one policy: one per budget, or one if the budgets do not concern it.
 void add_contestants(std::string const& policy,
                      std::vector<adore::index_t> const& budgets,
@@ -95,6 +117,7 @@ std::optional<request> read_request(int count, char** arguments) {
   std::string budgets = "64,128";
   std::string reach = "default";
   std::string positions = "original";
+  std::string device = "cpu";
 
   CLI::App app{
       "Compares KV-cache retention policies on a model and a text.\n\n"
@@ -139,6 +162,10 @@ std::optional<request> read_request(int count, char** arguments) {
                  "rotary positions: original (of the text) or cache_index (rank in the cache)")
       ->capture_default_str();
   app.add_option("--threads", asked.threads, "threads of the engine")->capture_default_str();
+  app.add_option("--device",
+                 device,
+                 "cpu, or cuda: the same comparison on a GPU, for the policies that run there")
+      ->capture_default_str();
   app.add_option("--csv", asked.csv, "writes the table as CSV to this file");
   app.add_option("--json", asked.json, "writes settings and table as JSON to this file");
   app.add_option(
@@ -170,13 +197,25 @@ std::optional<request> read_request(int count, char** arguments) {
   if (!adore::detail::read_value(positions, asked.positions)) {
     throw mistake{"--positions: '" + positions + "' is neither original nor cache_index"};
   }
-  if (policies == "all") {
+  if (device != "cpu" && device != "cuda") {
+    throw mistake{"--device: '" + device + "' is neither cpu nor cuda"};
+  }
+  asked.on_device = device == "cuda";
+  if (asked.on_device) refuse_what_the_device_cannot(asked);
+  bool const all = policies == "all";
+  if (all) {
     policies = std::string(all_policies) + (asked.prompt > 0 ? ";snapkv" : "");
   }
   asked.contestants.push_back({adore::keep_all::name, std::nullopt});
   std::vector<adore::index_t> const tokens_kept = read_budgets(budgets);
   for (std::string const& policy : split(policies, ';')) {
     if (adore::policy_text::parse(policy).name == adore::keep_all::name) continue;
+    if (std::string const reason = asked.on_device ? why_host_only(policy) : ""; !reason.empty()) {
+      std::string const sentence = policy + " runs on the host only: it " + reason;
+      if (!all) throw mistake{"--device cuda: " + sentence};
+      asked.left_out.push_back(sentence);
+      continue;
+    }
     add_contestants(policy, tokens_kept, asked);
   }
   return asked;

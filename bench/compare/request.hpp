@@ -22,9 +22,11 @@ struct request {
   int sequences = 1;
   int prompt = 0;  ///< tokens of each sequence that enter densely, 0: none
   int threads = 1;
+  bool on_device = false;             ///< the engine of examples/llama/gpu instead of the host's
   std::optional<adore::scope> reach;  ///< none: each policy's own
   adore::position_scheme positions = adore::position_scheme::original;
   std::vector<contestant> contestants;  ///< the first is keep_all, which all are measured against
+  std::vector<std::string> left_out;    ///< by `all`, each with its reason
   std::string csv, json, plot;          ///< file names, empty: not written
 };
 

@@ -231,6 +231,11 @@ class Mistakes(Tiny):
     def test_bad_words(self):
         self.refused("--scope", "head", says=["--scope", "'head'", "kv_head"])
         self.refused("--positions", "none", says=["--positions", "'none'", "cache_index"])
+        self.refused("--device", "gpu", says=["--device", "'gpu'", "cuda"])
+
+    def test_what_no_device_can_do(self):  # whether there is one or not
+        self.refused("--device", "cuda", "--prompt", "8", says=["--device cuda"])
+        self.refused("--device", "cuda", "--policies", "dynamic_top_k", says=["--device cuda"])
 
     def test_bad_numbers(self):
         self.refused("--prompt", "48", says=["--prompt", "48"])

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// `device_cache` for one policy and head size: the library's store, books and stages put together.
+// Read `attend_async` first: it is all that an engine does to use the library on the device.
+#pragma once
+
+#include "llama/gpu/device_cache.cuh"
+#include <adore/gpu/decide.cuh>
+#include <adore/gpu/decode_attention.cuh>
+#include <adore/gpu/device_buffer.cuh>
+#include <adore/gpu/device_ledger.cuh>
+#include <adore/gpu/device_store.cuh>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace llama_example::gpu {
+
+template <class T, int Channels, adore::described P>
+class policy_cache final : public device_cache<T> {
+ public:
+  policy_cache(adore::kv_shape const& shape, P const& policy, device_cache_options const& options)
+      : policy_(policy),
+        store_(shape),
+        ledger_(policy, shape, options.reach.value_or(P::default_scope)) {
+    // lanes of one KV head are decided on in the attention kernel; longer ones need what it saw
+    bool const outlives_layer = reach() != adore::scope::kv_head;
+    bool const observes = outlives_layer && adore::observes_attention<P>;
+    std::size_t const copies =
+        reach() == adore::scope::model ? static_cast<std::size_t>(shape.layers) : 1;
+    auto const heads = static_cast<std::size_t>(shape.sequences * shape.kv_heads);
+    if (observes || options.exports_weights) {
+      auto const stride = static_cast<std::size_t>(ledger_.view().stride);
+      weights_ = adore::gpu::device_buffer<float>(copies * heads * stride);
+    }
+    if (outlives_layer && adore::scores_keys<P>) {
+      key_norms_ = adore::gpu::device_buffer<float>(copies * heads);
+    }
+  }
+
+  std::string policy() const override { return adore::to_text(policy_); }
+  adore::index_t nominal_budget() const override { return adore::nominal_budget_of(policy_); }
+  adore::scope reach() const override { return ledger_.view().reach; }
+  adore::kv_shape shape() const override { return store_.shape(); }
+  bool hides_tokens() const override { return adore::masks_attention<P>; }
+
+  void open_async(cudaStream_t stream, adore::index_t row, std::uint64_t seed) override {
+    ledger_.open_async(stream, row, seed);
+  }
+  void close_async(cudaStream_t stream, adore::index_t row) override {
+    ledger_.close_async(stream, row);
+  }
+
+  void attend_async(cudaStream_t stream,
+                    adore::gpu::rope_view const& rope,
+                    adore::index_t layer,
+                    step_tensors<T> const& x) override {
+    auto const& books = ledger_.view();
+    adore::gpu::rotate_async(stream, rope, adore::gpu::step_positions(books), x.q, x.k);
+    adore::gpu::attend_args<T, adore::kv_view<T>> args{.q = x.q,
+                                                       .k = x.k,
+                                                       .v = x.v,
+                                                       .keys = store_.keys(layer),
+                                                       .values = store_.values(layer),
+                                                       .out = x.out};
+    args.weights = part_of(weights_, layer);
+    args.key_norms = part_of(key_norms_, layer);
+    args.layer = layer;
+    adore::gpu::attend_async<Channels>(stream, args, books, policy_);
+    if (reach() == adore::scope::layer) {
+      adore::gpu::decide_async(
+          stream, books, policy_, layer, {.weights = args.weights, .key_norms = args.key_norms});
+    }
+  }
+  void end_step_async(cudaStream_t stream) override {
+    if (reach() == adore::scope::model) {
+      adore::gpu::decide_async(stream,
+                               ledger_.view(),
+                               policy_,
+                               0,
+                               {.weights = weights_.data(), .key_norms = key_norms_.data()});
+    }
+    adore::gpu::advance_async(stream, ledger_.view());
+  }
+
+  layer_positions positions(adore::index_t layer) const override {
+    auto const& books = ledger_.view();
+    auto const stride = std::int64_t{books.stride};
+    return {.positions = books.positions + books.cell(books.lane(0, layer, 0)),
+            .row_stride = books.lanes_per_row() * stride,
+            .head_stride = books.reach == adore::scope::kv_head ? stride : 0,
+            .rows = books.rows,
+            .row_count = books.row_count,
+            .kv_heads = books.kv_heads,
+            .slots = books.slots};
+  }
+  layer_weights_view weights(adore::index_t layer) const override {
+    return {part_of(weights_, layer), ledger_.view().stride};
+  }
+
+  std::vector<adore::position_t> kept(cudaStream_t stream,
+                                      adore::index_t row,
+                                      adore::index_t layer,
+                                      adore::index_t kv_head) const override {
+    return ledger_.kept(stream, ledger_.view().lane(row, layer, kv_head));
+  }
+  unsigned tokens_without_room(cudaStream_t stream) const override {
+    return ledger_.tokens_without_room(stream);
+  }
+  std::size_t allocated_bytes() const override { return store_.allocated_bytes(); }
+  std::size_t live_bytes(cudaStream_t stream) const override {
+    auto const& books = ledger_.view();
+    auto const lanes = books.row_count * books.lanes_per_row();
+    std::vector<adore::gpu::lane_books> here(static_cast<std::size_t>(lanes));
+    adore::gpu::check(cudaMemcpyAsync(here.data(),
+                                      books.lanes,
+                                      here.size() * sizeof(adore::gpu::lane_books),
+                                      cudaMemcpyDeviceToHost,
+                                      stream));
+    adore::gpu::check(cudaStreamSynchronize(stream));
+    std::size_t tokens = 0;
+    for (auto const& lane : here) tokens += static_cast<std::size_t>(lane.occupied);
+    // how many [layer, kv_head] pairs share a lane
+    auto const shared =
+        static_cast<std::size_t>(books.layers * books.kv_heads / books.lanes_per_row());
+    return tokens * shared * 2 * Channels * sizeof(T);
+  }
+
+  std::unique_ptr<device_cache<T>> alone(cudaStream_t stream, adore::index_t row) override {
+    adore::kv_shape shape = store_.shape();
+    shape.sequences = 1;
+    device_cache_options const options{.reach = reach(), .exports_weights = false};
+    auto copy = std::make_unique<policy_cache>(shape, policy_, options);
+    copy->ledger_.restore(stream, 0, ledger_.snapshot(stream, row));
+    std::size_t const bytes = static_cast<std::size_t>(shape.kv_heads) *
+                              static_cast<std::size_t>(shape.slots) * Channels * sizeof(T);
+    for (adore::index_t layer = 0; layer < shape.layers; ++layer) {
+      for (auto const& [to, from] : {std::pair{copy->store_.keys(layer), store_.keys(layer)},
+                                     std::pair{copy->store_.values(layer), store_.values(layer)}}) {
+        adore::gpu::check(
+            cudaMemcpyAsync(to(0, 0, 0), from(row, 0, 0), bytes, cudaMemcpyDeviceToDevice, stream));
+      }
+    }
+    adore::gpu::check(cudaStreamSynchronize(stream));
+    return copy;
+  }
+
+ private:
+  /// The layer's floats of a buffer for all layers (scope model), or the buffer for one.
+  template <class Buffer>
+  auto part_of(Buffer& buffer, adore::index_t layer) const {
+    std::size_t const layers =
+        reach() == adore::scope::model ? static_cast<std::size_t>(store_.shape().layers) : 1;
+    std::size_t const which = layers > 1 ? static_cast<std::size_t>(layer) : 0;
+    return buffer.size() == 0 ? nullptr : buffer.data() + which * (buffer.size() / layers);
+  }
+
+  P policy_;
+  adore::gpu::device_store<T> store_;
+  adore::gpu::device_ledger<P> ledger_;
+  adore::gpu::device_buffer<float> weights_;    // [layer or 1, row, kv_head, slot] or empty
+  adore::gpu::device_buffer<float> key_norms_;  // [layer or 1, row, kv_head] or empty
+};
+
+}  // namespace llama_example::gpu
