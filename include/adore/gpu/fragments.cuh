@@ -144,12 +144,20 @@ template <class T, int Channels>
 struct query_tile {
   uint4 words[row_cut<T, Channels>::chunks];
 
-  /// @param row  start of query row g; nullptr: zeros
+  /// @param row  start of query row g in global memory; nullptr: zeros
   __device__ __forceinline__ void load(char const* row, int t) {
 #pragma unroll
     for (int c = 0; c < row_cut<T, Channels>::chunks; ++c) {
       words[c] = row == nullptr ? uint4{0, 0, 0, 0}
                                 : *reinterpret_cast<uint4 const*>(row + 64 * c + 16 * t);
+    }
+  }
+  /// The same from shared memory.
+  __device__ __forceinline__ void load(shared_pointer row, bool there, int t) {
+#pragma unroll
+    for (int c = 0; c < row_cut<T, Channels>::chunks; ++c) {
+      words[c] =
+          there ? load_shared_16(row + static_cast<unsigned>(64 * c + 16 * t)) : uint4{0, 0, 0, 0};
     }
   }
 };

@@ -4,6 +4,7 @@
 // drains the memory pipe.
 #pragma once
 
+#include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/fragments.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/ledger_view.cuh"
@@ -14,52 +15,9 @@
 
 namespace adore::gpu::detail {
 
-inline constexpr int attend_warps_at_most = 4;
-inline constexpr index_t attend_stages_at_most = 6;
-
-/// Which lanes a block attends, in which order: cluster c takes the lanes c, c + clusters, ...
-struct lane_schedule {
-  index_t lanes;     // of this layer: rows x KV heads, heads fastest
-  index_t clusters;  // of this launch
-};
-
-/// How a launch cuts its work and uses its blocks' dynamic shared memory; offsets in bytes.
-struct attend_plan {
-  lane_schedule schedule{};
-  index_t stages = 2;  ///< of each warp's ring
-  index_t rows = 1;    ///< query rows of a pass: (j, member of the group), at most 8 * tiles
-  index_t group = 1;   ///< query heads of a KV head
-  bool keeps_logits = false;
-  bool whole_tiles = true;        ///< the slots of a tile lie one behind the other
-  index_t block_slots = 0;        ///< largest share of a block
-  unsigned position_buffers = 2;  ///< two let the next lane's positions come early
-  int arrivals = 0, parts = 0, logits = 0, sums = 0, positions = 0, bytes = 0;
-};
-
-/// A block's part of a lane whose first `extent` slots are in use: whole tiles.
-__device__ __forceinline__ lane_share share_of(index_t extent, unsigned rank, unsigned blocks) {
-  index_t const tiles = (extent + tile_slots - 1) / tile_slots;
-  auto const shares = static_cast<index_t>(blocks);
-  index_t const each = (tiles + shares - 1) / shares * tile_slots;
-  index_t const first = min(extent, static_cast<index_t>(rank) * each);
-  return {rank, blocks, first, min(extent, first + each)};
-}
-
-template <class View>
-concept has_pages = requires(View view) {
-  view.page_size;
-};
-/// Whether the slots of every tile lie one behind the other.
-template <class View>
-constexpr bool has_whole_tiles(View const& view) {
-  if (view.slot_stride != view.channels) return false;
-  if constexpr (has_pages<View>) return view.page_size % tile_slots == 0;
-  return true;
-}
-
 /// A warp's ring. The order of tiles is its first, its next, ..., as often as there are passes,
 /// lane after lane; who consumes them keeps to the same order. A stage holds K [slot, channel],
-/// then V, then the positions in the slots.
+/// then V.
 template <class T, int Channels, class P, class View>
 class tile_ring {
  public:
@@ -205,65 +163,6 @@ class tile_ring {
   index_t coming_count_ = 0, coming_extent_ = 0;
   index_t stage_ = 0;
   unsigned parity_ = 0;
-};
-
-/// The positions in a block's share of a lane, all at once: single tiles would cost the memory a
-/// page each. With two buffers those of the next lane are on their way meanwhile.
-class position_buffer {
- public:
-  /// @param memory    [buffer, slots]
-  /// @param arrivals  [buffer]
-  /// @param buffers   1 or 2
-  __device__ __forceinline__
-  position_buffer(shared_pointer memory, shared_pointer arrivals, index_t slots, unsigned buffers)
-      : memory_(memory), arrivals_(arrivals), slots_(slots), other_(buffers - 1U), which_(other_) {
-    if (threadIdx.x == 0) {
-      for (unsigned b = 0; b < buffers; ++b) init_arrival(arrivals + b * arrival_bytes);
-      publish_arrivals();
-    }
-    __syncthreads();
-  }
-  /// Asks for the positions of the lane after the present one. All threads call it.
-  ///
-  /// @param positions  of the lane
-  /// @param number     names the lane
-  template <eviction_policy P>
-  __device__ __forceinline__ void request(ledger_view<P> const& ledger,
-                                          index_t lane,
-                                          lane_share const& share,
-                                          index_t number) {
-    requested_ = number;
-    if (threadIdx.x != 0) return;
-    unsigned const next = which_ ^ other_;
-    auto const bytes = static_cast<unsigned>((share.end - share.first + 3) / 4 * 16);
-    shared_pointer const bar = arrivals_ + next * arrival_bytes;
-    expect_bytes(bar, bytes);
-    if (bytes > 0) {
-      copy_bulk(memory_ + next * static_cast<unsigned>(slots_) * 4U,
-                ledger.positions + ledger.cell(lane) + share.first,
-                bytes,
-                bar,
-                read_once_hint());
-    }
-  }
-  __device__ __forceinline__ index_t requested() const { return requested_; }
-  /// Makes what was requested last the present lane, and waits for it.
-  __device__ __forceinline__ void take() {
-    which_ ^= other_;
-    wait_for(arrivals_ + which_ * arrival_bytes, (parities_ >> which_) & 1U);
-    parities_ ^= 1U << which_;
-  }
-  /// In slot `s` of the share.
-  __device__ __forceinline__ position_t operator[](index_t s) const {
-    return load_shared_4(memory_ +
-                         (which_ * static_cast<unsigned>(slots_) + static_cast<unsigned>(s)) * 4U);
-  }
-
- private:
-  shared_pointer memory_, arrivals_;
-  index_t slots_, requested_ = -1;
-  unsigned other_;  // 1 if there are two buffers
-  unsigned which_, parities_ = 0;
 };
 
 }  // namespace adore::gpu::detail

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one layer's decode attention is given, and which shapes it takes.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/gpu/fragments.cuh"
+#include "adore/gpu/lane_decision.cuh"
+#include "adore/gpu/ledger_view.cuh"
+#include "adore/kv_view.hpp"
+
+#include <stdexcept>
+#include <string>
+
+namespace adore::gpu {
+
+/// One layer's attention of a step. Tokens are padded: number row * max_new + j, j < count.
+///
+/// @tparam T     float, __half or __nv_bfloat16
+/// @tparam View  of K and V by slot: `kv_view<T>`, `paged_view<T>`
+template <class T, class View>
+struct attend_args {
+  token_view<T const> q;     // [token, head, channel]
+  token_view<T const> k, v;  // [token, kv_head, channel], of the step's new tokens
+  View keys, values;         // [row, kv_head, slot, channel], of this layer
+  token_view<T> out;         // [token, head, channel]
+  float* lse = nullptr;      // [token, head] natural log of the sum of exponentials; or nullptr
+  /// [row, kv_head, j, slot] probabilities of the j-th new token, reduced over the query heads of
+  /// the KV head, `ledger.stride` floats per (row, kv_head, j); slots without a visible token get
+  /// 0. nullptr: they do not leave the kernel.
+  float* weights = nullptr;
+  float* key_norms = nullptr;  // [row, kv_head, j] squared norm of the new key; or nullptr
+  index_t layer = 0;
+  float scale = 0.0F;  ///< of q.k; 0: 1 / sqrt(channels)
+  gqa_reduction reduction = gqa_reduction::sum;
+  /// Scope kv_head: decide in this launch that all new tokens stay. Otherwise nothing changes in
+  /// the ledger, and `decide_async` follows.
+  bool decides = true;
+};
+
+namespace detail {
+
+template <class P, class T, class View>
+void check_attention(attend_args<T, View> const& args,
+                     ledger_view<P> const& ledger,
+                     index_t channels) {
+  auto const require = [](bool holds, std::string const& what) {
+    if (!holds) throw std::logic_error("adore: attend_async: " + what);
+  };
+  require(args.q.channels == channels && args.keys.channels == channels &&
+              args.values.channels == channels && args.k.channels == channels &&
+              args.v.channels == channels && args.out.channels == channels,
+          "q, k, v, out and the store must have " + std::to_string(channels) +
+              " channels per head, as the template argument says");
+  require(
+      args.keys.kv_heads == ledger.kv_heads && args.values.kv_heads == ledger.kv_heads &&
+          args.k.heads == ledger.kv_heads && args.v.heads == ledger.kv_heads,
+      "k, v and the store must have the ledger's " + std::to_string(ledger.kv_heads) + " KV heads");
+  index_t const group = args.q.heads / ledger.kv_heads;
+  require(group * ledger.kv_heads == args.q.heads && args.out.heads == args.q.heads && group >= 1 &&
+              group <= 2 * tile_queries,
+          std::to_string(args.q.heads) + " query heads: must be 1 to 16 times the " +
+              std::to_string(ledger.kv_heads) + " KV heads");
+  require(args.q.head_stride == channels,
+          "the query heads of a token must lie one behind the other");
+  index_t const tokens = ledger.row_count * ledger.max_new;
+  require(args.q.tokens >= tokens && args.k.tokens >= tokens && args.v.tokens >= tokens &&
+              args.out.tokens >= tokens,
+          "q, k, v and out must have room for " + std::to_string(tokens) +
+              " tokens, max_new for each row");
+  require(ledger.max_new <= most_new_tokens,
+          "max_new = " + std::to_string(ledger.max_new) + ": at most " +
+              std::to_string(most_new_tokens));
+  require(args.layer >= 0 && args.layer < ledger.layers,
+          "layer " + std::to_string(args.layer) + " of " + std::to_string(ledger.layers));
+}
+
+}  // namespace detail
+}  // namespace adore::gpu
