@@ -7,6 +7,7 @@
 #include "adore/eviction/lane_layout.hpp"
 #include "adore/eviction/lane_memory.hpp"
 #include "adore/eviction/lane_slots.hpp"
+#include "adore/eviction/release_log.hpp"
 #include "adore/eviction/row_snapshot.hpp"
 #include "adore/eviction/sequence_rows.hpp"
 #include "adore/eviction/victim_search.hpp"
@@ -22,13 +23,6 @@
 #include <vector>
 
 namespace adore {
-
-/// A token that left a lane in the step that just ended.
-struct released_token {
-  index_t lane;
-  index_t slot;
-  position_t position;
-};
 
 /// Who chooses the slot of a new token: the ledger, or a store that reports its own choice.
 enum class placement : std::uint8_t { by_ledger, by_store };
@@ -107,7 +101,7 @@ class ledger {
             static_cast<std::size_t>(at(lanes_, lane).new_count)};
   }
   /// What left all lanes since the last `forget_released`.
-  std::span<released_token const> released() const noexcept { return released_; }
+  std::span<released_token const> released() const noexcept { return released_.tokens(); }
   void forget_released() noexcept { released_.clear(); }
 
   lane_slots<P> slots_of(index_t lane) noexcept { return memory_.slots_of(lane); }
@@ -339,7 +333,7 @@ class ledger {
     if constexpr (marks_tokens<P>) mark(policy_, slots_of(lane), last_view_of(lane));
   }
   void log_release(index_t lane, index_t slot, position_t position) {
-    released_.push_back({lane, slot, position});
+    released_.append({lane, slot, position});
   }
   /// Orders the candidates anew from what the lane holds (after `adopt`, `move`, a load).
   void index_queue(index_t lane) {
@@ -423,7 +417,7 @@ class ledger {
   lane_memory<P> memory_;
   free_slots free_;
   std::vector<index_t> new_slots_;  // [lane, max_new]
-  std::vector<released_token> released_;
+  release_log released_;
   victim_search<P> search_;
 };
 

@@ -57,23 +57,30 @@ class victim_search {
   template <class Gone>
   void release(P const& policy,
                lane_slots<P> const& slots,
-               lane_view view,
+               lane_view const& view,
                lowest_slot lowest,
                Gone&& gone) {
     bool const may_release = view.occupied > view.budget || lowest.rank <= ordered_keep_never;
     bool const just_one =
         view.occupied - 1 == view.budget && lowest.slot >= 0 && lowest.rank > ordered_keep_never;
+    [[maybe_unused]] index_t left = view.occupied;
     if (!relents<P> && !releases_blocks<P> && just_one) {  // every step of a full lane
       victim const only{lowest.slot, slots.positions[lowest.slot]};
       slots.positions[lowest.slot] = no_position;
-      --view.occupied;
+      --left;
       gone(only);
     } else if (may_release) {
       victims_.clear();
-      adore::select(policy, slots, view, lowest, victims_);
+      lane_view then = view;
+      adore::select(policy, slots, then, lowest, victims_);
+      left = then.occupied;
       for (victim const& one : victims_) gone(one);
     }
-    if constexpr (marks_tokens<P>) mark(policy, slots, view);
+    if constexpr (marks_tokens<P>) {
+      lane_view then = view;
+      then.occupied = left;
+      mark(policy, slots, then);
+    }
   }
 
   std::vector<victim> victims_;
