@@ -3,6 +3,7 @@
 // and freeing its slot, per lane and step, through the ledger exactly as the cache drives it.
 // Beside it, in the same run, the adding of two vectors as long as a lane.
 
+#include "adore/eviction/cache_line_allocator.hpp"
 #include "adore/eviction/ledger.hpp"
 #include "adore/policies/decayed_h2o.hpp"
 #include "adore/policies/h2o.hpp"
@@ -28,6 +29,7 @@ using namespace adore;
 
 constexpr index_t budget = 512;
 constexpr std::size_t rows = 64;  ///< places at which an attention row may start
+constexpr std::size_t row_step = cache_line_bytes / sizeof(float);  ///< they lie as the cache's do
 
 /// How the norms of keys come: independent of their age, as real ones do, so that a full heap
 /// rejects most newcomers at once; or ever smaller, so that each newcomer replaces its top.
@@ -60,7 +62,8 @@ class steady_lanes {
     }
     for (index_t lane = 0; lane < lanes_; ++lane) {
       // each lane and step sees other weights
-      float const* weights = observes_attention<P> ? weights_.data() + draw() % rows : nullptr;
+      float const* weights =
+          observes_attention<P> ? weights_.data() + draw() % rows * row_step : nullptr;
       books_.commit(lane, 1, weights);
     }
     books_.advance(0, 1);
@@ -79,7 +82,8 @@ class steady_lanes {
   norms trend_;
   ledger<P> books_;
   std::uint32_t drawn_ = 1;
-  std::vector<float> weights_ = std::vector<float>(static_cast<std::size_t>(slots) + rows);
+  std::vector<float, cache_line_allocator<float>> weights_ =
+      decltype(weights_)(static_cast<std::size_t>(slots) + rows * row_step);
 };
 
 template <class P, norms Trend = norms::independent>
@@ -93,14 +97,19 @@ void decide(benchmark::State& state) {
       benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
+/// The yardstick's loop. Aligned, so that it never lies across two cache lines, which would double
+/// its time; not inlined, so that nothing is known of `b`.
+[[gnu::noinline, gnu::aligned(64)]] void add_vectors(float* __restrict a,
+                                                     float const* __restrict b) {
+  for (index_t i = 0; i < budget; ++i) a[i] += b[i];
+}
+
 /// The yardstick: a[i] += b[i] over a lane's 512 floats, in the first-level cache.
 void add(benchmark::State& state) {
   alignas(64) static float a[budget];
   alignas(64) static float b[budget];
   for (auto _ : state) {
-    float* sum = a;
-    benchmark::DoNotOptimize(sum);
-    for (index_t i = 0; i < budget; ++i) sum[i] += b[i];
+    add_vectors(a, b);
     benchmark::ClobberMemory();
   }
 }

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+from matplotlib import ticker  # noqa: E402
 
 results = json.load(sys.stdin)
 figure, axes = plt.subplots(figsize=(9, 6), constrained_layout=True)
@@ -37,11 +38,13 @@ for line in results:
 axes.set_xlabel("budget: tokens kept per lane after a step")
 axes.set_ylabel("perplexity of the second half")
 axes.set_yscale("log")
-axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-axes.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
+# labels between the powers of ten only as far as there is room for them
+axes.yaxis.set_major_formatter(ticker.LogFormatter(labelOnlyBase=False))
+axes.yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(4, 0.5)))
 if budgets:
     axes.set_xscale("log", base=2)
     axes.set_xticks(budgets, [str(m) for m in budgets])
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
 axes.grid(True, which="both", alpha=0.3)
 axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 for name in sys.argv[1:]:

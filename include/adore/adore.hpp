@@ -6,6 +6,7 @@
 #include "adore/attention/decode_attention.hpp"
 #include "adore/attention/top_k.hpp"
 #include "adore/cache_options.hpp"
+#include "adore/checked_policy.hpp"
 #include "adore/concepts.hpp"
 #include "adore/eviction/ledger.hpp"
 #include "adore/eviction/snapshot_file.hpp"

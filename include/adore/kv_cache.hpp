@@ -7,11 +7,13 @@
 #include "adore/attention/prompt_stage.hpp"
 #include "adore/attention/step_attention.hpp"
 #include "adore/cache_options.hpp"
+#include "adore/checked_policy.hpp"
 #include "adore/concepts.hpp"
 #include "adore/eviction/ledger.hpp"
 #include "adore/eviction/slot_order.hpp"
 #include "adore/kv_view.hpp"
 #include "adore/step_progress.hpp"
+#include "adore/step_tokens.hpp"
 #include "adore/stores/carry_out.hpp"
 #include "adore/stores/store_concepts.hpp"
 #include "adore/types.hpp"
@@ -152,21 +154,19 @@ class kv_cache {
     progress_.begin_step(ledger_, rows, by_slot);
     ledger_.forget_released();
     attention_.begin();
-    if constexpr (reads_tokens<Policy>) heard_.clear();
+    tokens_.begin();
     for (row_tokens const& row : rows) {
-      if constexpr (reads_tokens<Policy>) {
-        heard_.insert(heard_.end(), row.tokens.begin(), row.tokens.end());
-      }
+      tokens_.add(row);
       for_lanes(row.row, [&](index_t lane) {
         ledger_.place(lane, row.count);
-        if constexpr (by_slot) enter(lane, row);
+        if constexpr (by_slot) tokens_.enter(ledger_, order_, lane, row);
       });
+      tokens_.number(ledger_, row.row, row.count);
     }
-    number_tokens();
   }
 
   /// Rotary positions of the step's tokens, [token], for an engine that turns q and k itself.
-  std::span<position_t const> positions() const noexcept { return rotary_; }
+  std::span<position_t const> positions() const noexcept { return tokens_.rotary(); }
 
   /// For a store that chooses slots itself: the j-th new token of the row went to `slot`.
   void placed(index_t row, index_t layer, index_t kv_head, index_t j, index_t slot) requires(
@@ -241,7 +241,7 @@ class kv_cache {
                             step.row,
                             step.count,
                             step.first,
-                            rotary_,
+                            tokens_.rotary(),
                             kv_view_of(store_.keys(layer)),
                             kv_view_of(store_.values(layer)),
                             q,
@@ -309,7 +309,7 @@ class kv_cache {
         }
         order_.drop_newest(lane, step.count - stay);
         if constexpr (reads_tokens<Policy>) {
-          if (stay < step.count) unhear(lane, step, stay);
+          if (stay < step.count) tokens_.unhear(ledger_, lane, step.first, stay);
         }
         ledger_.commit(lane, stay, attention_.accepted_weights(policy(), lane, stay));
       });
@@ -342,9 +342,10 @@ class kv_cache {
     progress_.begin_prompt(ledger_, whole);
     ledger_.forget_released();
     prompt_.begin(ledger_, row, whole);
-    rotary_.clear();
-    for (index_t j = 0; j < count; ++j)
-      rotary_.push_back(numbers_tokens<Policy> ? prompt_.rotary(j) : j);
+    tokens_.begin();
+    for (index_t j = 0; j < count; ++j) {
+      tokens_.number(numbers_tokens<Policy> ? prompt_.rotary(j) : j);
+    }
   }
   /// Runs a prompt in the cache's prompt mode; an empty one is allowed.
   ///
@@ -466,43 +467,6 @@ class kv_cache {
     index_t const first = row * ledger_.lanes_per_row();
     for (index_t lane = first; lane < first + ledger_.lanes_per_row(); ++lane) action(lane);
   }
-  /// The new tokens of a lane have their slots: now order and policy hear of them.
-  void enter(index_t lane, row_tokens const& row) {
-    lane_slots<Policy> const slots = ledger_.slots_of(lane);
-    if constexpr (reads_tokens<Policy>) {
-      if (lane_states_before_.size() <= static_cast<std::size_t>(lane)) {
-        lane_states_before_.resize(static_cast<std::size_t>(lane + 1));
-      }
-      lane_states_before_[static_cast<std::size_t>(lane)] = *slots.lane_state;
-    }
-    for (index_t j = 0; j < row.count; ++j) {
-      index_t const slot = ledger_.new_slots(lane)[static_cast<std::size_t>(j)];
-      order_.append(lane, slot, slots.positions[slot]);
-      if constexpr (reads_tokens<Policy>) {
-        policy().hear(slots.state(slot),
-                      *slots.lane_state,
-                      slots.view(slot),
-                      row.tokens[static_cast<std::size_t>(j)]);
-      }
-      if constexpr (numbers_tokens<Policy>) {
-        slots.rotary[slot] = policy().rotary_position(slots.state(slot));
-      }
-    }
-  }
-  /// Takes back what the lane has learned from rejected tokens.
-  void unhear(index_t lane,
-              step_progress::row_step const& step,
-              index_t accepted) requires reads_tokens<Policy> {
-    lane_slots<Policy> const slots = ledger_.slots_of(lane);
-    *slots.lane_state = lane_states_before_[static_cast<std::size_t>(lane)];
-    for (index_t j = 0; j < accepted; ++j) {
-      index_t const slot = ledger_.new_slots(lane)[static_cast<std::size_t>(j)];
-      policy().hear(slots.state(slot),
-                    *slots.lane_state,
-                    slots.view(slot),
-                    heard_[static_cast<std::size_t>(step.first + j)]);
-    }
-  }
   void require_placed() {
     for (step_progress::row_step const& step : progress_.rows()) {
       for_lanes(step.row, [&](index_t lane) {
@@ -513,20 +477,6 @@ class kv_cache {
             "tokens of row " +
             std::to_string(step.row) + " are");
       });
-    }
-  }
-  void number_tokens() {
-    rotary_.clear();
-    for (step_progress::row_step const& step : progress_.rows()) {
-      [[maybe_unused]] index_t const lane = ledger_.lane(step.row, 0, 0);
-      for (index_t j = 0; j < step.count; ++j) {
-        if constexpr (numbers_tokens<Policy>) {
-          index_t const slot = ledger_.new_slots(lane)[static_cast<std::size_t>(j)];
-          rotary_.push_back(ledger_.rotary(lane)[static_cast<std::size_t>(slot)]);
-        } else {
-          rotary_.push_back(ledger_.next_position(step.row) + j);
-        }
-      }
     }
   }
   void finish_prompt(index_t layer) requires by_slot {
@@ -551,12 +501,10 @@ class kv_cache {
   ledger<Policy> ledger_;
   slot_order order_;
   step_progress progress_;
+  step_tokens<Policy> tokens_;
   key_storage<Policy> storage_;
   step_attention<Policy> attention_;
   prompt_stage<Policy> prompt_;
-  std::vector<position_t> rotary_;  // [token of the step]
-  std::vector<index_t> heard_;      // [token of the step] ids, if the policy reads them
-  std::vector<lane_state_of<Policy>> lane_states_before_;  // [lane]
 };
 
 }  // namespace adore

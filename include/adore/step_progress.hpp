@@ -48,11 +48,7 @@ class step_progress {
                                " new tokens for row " + std::to_string(rows[i].row) +
                                "; max_new = " + std::to_string(max_new_));
       }
-      if (rows[i].count > last_position - books.next_position(rows[i].row)) {
-        throw std::length_error("adore: a sequence ends at position " +
-                                std::to_string(last_position) + "; row " +
-                                std::to_string(rows[i].row) + " is there");
-      }
+      books.require_before_end(rows[i].row, rows[i].count);
       for (std::size_t k = 0; k < i; ++k) {
         if (rows[k].row == rows[i].row) {
           throw std::logic_error("adore: begin_step: row " + std::to_string(rows[i].row) +

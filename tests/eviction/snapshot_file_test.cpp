@@ -5,6 +5,7 @@
 #include "adore/kv_cache.hpp"
 #include "adore/philox.hpp"
 #include "adore/policies/decayed_h2o.hpp"
+#include "adore/policies/every_policy.hpp"
 #include "adore/policies/h2o.hpp"
 #include "adore/policies/key_norm.hpp"
 #include "adore/policies/random.hpp"
@@ -15,12 +16,15 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <ios>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 using namespace adore;
@@ -96,6 +100,17 @@ void goes_on(Policy const& policy) {
   CHECK(file_of(resumed, 0) == file_of(whole, 0));
 }
 
+/// The bytes of a value with padding are no constant, since some of them have no value.
+template <class T>
+concept has_no_padding = std::is_empty_v<T> || requires {
+  typename std::bool_constant<(std::bit_cast<std::array<signed char, sizeof(T)>>(T{}), true)>;
+};
+template <class... Policies>
+void every_state_is_whole(policy_list<Policies...>) {
+  static_assert((has_no_padding<slot_state_of<Policies>> && ...));
+  static_assert((has_no_padding<lane_state_of<Policies>> && ...));
+}
+
 /// Small, with something in every field.
 row_snapshot small_row() {
   row_snapshot row{.reach = scope::layer, .next = 9, .seed = 0x1122334455667788U};
@@ -133,6 +148,15 @@ TEST_CASE("snapshot_file: going on after a load equals going on without") {
   goes_on(random_victim::of_budget(11));
   goes_on(streaming_llm{.sinks = 3, .window = 8});
   goes_on(strided_doubling{.interval = 2, .window = 4, .limit = 11});
+}
+
+TEST_CASE("snapshot_file: no state has bytes without a value, so equal books are equal files") {
+  every_state_is_whole(every_policy{});
+  struct padded {
+    std::uint8_t a = 0;
+    std::uint32_t b = 0;
+  };
+  static_assert(!has_no_padding<padded> && has_no_padding<no_state>);
 }
 
 TEST_CASE("snapshot_file: each field comes back") {

@@ -11,11 +11,15 @@
 #include "adore/policies/streaming_llm.hpp"
 #include "adore/policies/strided.hpp"
 #include "support/ledger_driver.hpp"
+#include "support/literal_lane.hpp"
+#include "support/literal_static_policies.hpp"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -78,6 +82,42 @@ TEST_CASE("rings and heaps release what a look at every slot releases") {
     same_both_ways(key_norm{.size = 6, .recent = 3}, seed);
     same_both_ways(newest_large_key{key_norm{.size = 6, .recent = 1}}, seed);
     same_both_ways(random_reservoir{.size = 5}, seed);
+  }
+}
+
+TEST_CASE("a NaN goes first when one must go, what is never kept goes in any case, both ways") {
+  float const infinity = std::numeric_limits<float>::infinity();  // of a key: priority keep_never
+  float const nan = std::numeric_limits<float>::quiet_NaN();
+  for (std::uint32_t seed = 0; seed < 200; ++seed) {
+    std::mt19937 random(seed);
+    key_norm const policy{.size = 6, .recent = static_cast<index_t>(seed % 3)};
+    ledger_driver queued(policy, seed, 40, 4);
+    ledger_driver<scanning<key_norm>> scanned({policy}, seed, 40, 4);
+    literal::lane model(literal::key_norm(policy.size, policy.recent));
+    while (queued.next() < 36) {
+      std::size_t const count = 1 + random() % 4;
+      std::vector<token_facts> tokens;
+      std::vector<literal::token> literal_tokens;
+      for (std::size_t j = 0; j < count; ++j) {
+        float const norms[] = {nan, infinity, 1.0F, 2.0F, 3.0F};
+        tokens.push_back({.squared_norm = norms[random() % 5]});
+        literal_tokens.push_back({.key_norm = tokens.back().squared_norm});
+      }
+      std::vector<weight_row> const rows(count);
+      queued.step(rows, std::nullopt, tokens);
+      scanned.step(rows, std::nullopt, tokens);
+      model.step(rows, static_cast<int>(count), literal_tokens);
+      REQUIRE(queued.kept() == scanned.kept());
+      REQUIRE(queued.kept() == model.kept());
+      if (random() % 4 == 0) {
+        auto const budget = static_cast<index_t>(random() % 8);
+        queued.set_budget(budget);
+        scanned.set_budget(budget);
+        model.set_budget(budget);
+        REQUIRE(queued.kept() == scanned.kept());
+        REQUIRE(queued.kept() == model.kept());
+      }
+    }
   }
 }
 

@@ -214,6 +214,13 @@ TEST_CASE("per age, the newest token can have the least") {
   CHECK(driver.step({{{0, 0.25F}, {1, 0.125F}, {2, 0.125F}}}) == position_list{2});
 }
 
+TEST_CASE("per age, a token's own query counts as its first") {
+  ledger_driver driver(h2o_per_age{.heavy = 1, .recent = 0});
+  driver.step({{{0, 1.0F}}});
+  // mass 1.25, 0.75 over ages 2, 1; over ages 3, 2 the older would win
+  CHECK(driver.step({{{0, 0.25F}, {1, 0.75F}}}) == position_list{0});
+}
+
 TEST_CASE("heads that keep their own sets do not know of one another") {
   cache_driver driver(h2o{.heavy = 1, .recent = 1}, 4, 2);
   cache_driver swapped(h2o{.heavy = 1, .recent = 1}, 4, 2);

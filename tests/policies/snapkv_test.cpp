@@ -6,6 +6,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cstddef>
+#include <cstring>
 #include <stdexcept>
 
 namespace adore::testing {
@@ -61,6 +63,35 @@ TEST_CASE("after the prompt SnapKV releases nothing, or goes on as a window, or 
   auto heavy = prompted(vote_pooling::none, after_prompt::h2o);
   CHECK(heavy.step_row({}) == position_list{5});
   CHECK(heavy.step_row({{0, 0.25F}, {9, 0.75F}}) == position_list{3});
+}
+
+TEST_CASE("unless it goes on as H2O, SnapKV no longer listens after the prompt") {
+  weight_row const late = {{0, 0.75F}, {3, 0.125F}, {5, 0.125F}};
+  for (after_prompt const then : {after_prompt::none, after_prompt::window, after_prompt::h2o}) {
+    auto driver = prompted(vote_pooling::none, then);
+    auto const states_of_the_prompt = [&] {  // the tokens 5, 6 and 7 stay in all three
+      position_list sixteenths;
+      auto& cache = driver.cache;
+      row_snapshot const saved = cache.snapshot(0);
+      for (std::size_t slot = 0; slot < saved.positions.size(); ++slot) {
+        if (saved.positions[slot] < 5 || saved.positions[slot] > 7) continue;
+        float votes = 0.0F;
+        std::memcpy(&votes, saved.slot_states.data() + slot * sizeof(float), sizeof(float));
+        sixteenths.push_back(static_cast<position_t>(votes * 16.0F));
+      }
+      return sixteenths;
+    };
+    position_list const before = states_of_the_prompt();
+    driver.step_row(late);
+    CHECK((states_of_the_prompt() == before) == (then != after_prompt::h2o));
+  }
+  // the votes of the prompt, 4, 6 and 3 sixteenths for 0, 3 and 5, also decide a later shrinking
+  auto stays = prompted(vote_pooling::none);
+  stays.step_row({{5, 1.0F}});
+  stays.cache.set_budget(0, 5);
+  CHECK(stays.released() == position_list{8});
+  stays.cache.set_budget(0, 4);
+  CHECK(stays.released() == position_list{5});
 }
 
 TEST_CASE("a prompt within the window or the size loses nothing") {

@@ -73,4 +73,18 @@ TEST_CASE("a stride that doubles covers the whole past ever more coarsely") {
   }
 }
 
+TEST_CASE("a stride doubles only if that lets a token fall") {
+  // what stands at the phase is on every grid: alone it leaves, and the interval stays
+  ledger_driver driver(strided_doubling{.interval = 2, .window = 2, .limit = 3});
+  auto const doublings = [&] { return driver.books.slots_of(0).lane_state->doublings; };
+  driver.step_blind(3);
+  CHECK(driver.set_budget(2) == position_list{0});
+  CHECK(doublings() == 0);
+  for (position_t n = 3; n < 8; ++n) {  // 2, 4, 6 leave the window on ever coarser grids
+    CHECK(driver.step_blind() == position_list{n - 2});
+  }
+  CHECK(doublings() == 2);
+  CHECK(driver.kept() == position_list{6, 7});
+}
+
 }  // namespace adore::testing

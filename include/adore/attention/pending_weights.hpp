@@ -2,15 +2,18 @@
 // The attention of a step, kept apart until its end: a rejected token takes its observations along.
 #pragma once
 
+#include "adore/eviction/cache_line_allocator.hpp"
 #include "adore/types.hpp"
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace adore {
 
-/// One row of weights per lane and query of the step, in slot order. Lanes that span heads or
+/// One row of weights per lane and query of the step, in slot order; a row begins at a cache line,
+/// since the pass over the lane reads it by whole vectors. Lanes that span heads or
 /// layers add them up in the order of the calls.
 class pending_weights {
  public:
@@ -18,8 +21,8 @@ class pending_weights {
   pending_weights(index_t lanes, index_t max_new, index_t slots)
       : max_new_(max_new),
         slots_(slots),
-        weights_(static_cast<std::size_t>(lanes) * static_cast<std::size_t>(max_new) *
-                 static_cast<std::size_t>(slots)),
+        stride_(whole_cache_lines<float>(static_cast<std::size_t>(slots))),
+        weights_(static_cast<std::size_t>(lanes) * static_cast<std::size_t>(max_new) * stride_),
         begun_(static_cast<std::size_t>(lanes) * static_cast<std::size_t>(max_new)),
         combined_(static_cast<std::size_t>(slots)) {}
 
@@ -28,7 +31,7 @@ class pending_weights {
   /// [slot] weights of the lane's j-th query, zero at first.
   float* row(index_t lane, index_t j) {
     auto const which = static_cast<std::size_t>(lane * max_new_ + j);
-    float* const first = weights_.data() + which * static_cast<std::size_t>(slots_);
+    float* const first = weights_.data() + which * stride_;
     if (begun_[which] == 0) {
       begun_[which] = 1;
       std::fill_n(first, slots_, 0.0F);
@@ -55,9 +58,10 @@ class pending_weights {
 
  private:
   index_t max_new_ = 1, slots_ = 0;
-  std::vector<float> weights_;       // [lane, query, slot]
-  std::vector<std::uint8_t> begun_;  // [lane, query]
-  std::vector<float> combined_;      // [slot]
+  std::size_t stride_ = 0;                                    // floats from row to row
+  std::vector<float, cache_line_allocator<float>> weights_;   // [lane, query, slot]
+  std::vector<std::uint8_t> begun_;                           // [lane, query]
+  std::vector<float, cache_line_allocator<float>> combined_;  // [slot]
 };
 
 }  // namespace adore

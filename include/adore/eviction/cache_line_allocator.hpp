@@ -10,6 +10,14 @@ namespace adore {
 
 inline constexpr std::size_t cache_line_bytes = 64;
 
+/// The least count of T that fills whole cache lines and holds `count`: the stride of rows that
+/// begin at one.
+template <class T, class Count>
+constexpr Count whole_cache_lines(Count count) noexcept {
+  constexpr auto per_line = static_cast<Count>(cache_line_bytes / sizeof(T));
+  return (count + per_line - 1) / per_line * per_line;
+}
+
 template <class T>
 struct cache_line_allocator {
   using value_type = T;

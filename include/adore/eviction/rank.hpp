@@ -103,9 +103,9 @@ std::int32_t rank_block(P const policy,
 
 /// One pass over a lane. `FixedQueries`: their number where it is known to the compiler, else 0.
 template <bool Observes, index_t FixedQueries, eviction_policy P>
-lowest_slot rank_pass(P const policy,
-                      lane_slots<P> const lane,
-                      lane_view const view,
+lowest_slot rank_pass(P const& policy_given,
+                      lane_slots<P> const& lane_given,
+                      lane_view const& view_given,
                       candidate_range const range,
                       float const* weights,
                       index_t const queries_given) {
@@ -114,6 +114,11 @@ lowest_slot rank_pass(P const policy,
   // toss that the processor often guesses wrong, and a wrong guess costs as much as a block.
   constexpr index_t block = 64;
   constexpr index_t blocks = 16;
+  // Copied here and not by the call: that would read by vectors what has just been written number
+  // by number, and wait until all of it has reached the cache.
+  P const policy = policy_given;
+  lane_slots<P> const lane = lane_given;
+  lane_view const view = view_given;
   index_t const queries = FixedQueries > 0 ? FixedQueries : queries_given;
   candidate_test const test(range);
   lane_state_of<P> const lane_state = *lane.lane_state;

@@ -107,12 +107,49 @@ void drop_blocks(P const& policy,
     return releases_newest_of_equals<P> ? a.number > b.number : a.number < b.number;
   });
   for (block const& lowest : blocks) {
-    if (view.occupied <= view.budget && lowest.rank != ordered_keep_never) break;
+    if (view.occupied <= view.budget && lowest.rank != ordered_keep_never) continue;
     for (index_t s = 0; s < lane.slots; ++s) {
       position_t const p = lane.positions[s];
       if (p != no_position && p / granule == lowest.number) drop(lane, view, s, victims);
     }
   }
+}
+
+/// Below the budget a NaN stays, but it must not hide what is never kept.
+template <eviction_policy P>
+void drop_never_kept(P const& policy,
+                     lane_slots<P> const& lane,
+                     lane_view& view,
+                     candidate_range range,
+                     std::vector<victim>& victims) {
+  for (index_t s = 0; s < lane.slots; ++s) {
+    position_t const p = lane.positions[s];
+    if (p < range.first || p > range.last || p == no_position) continue;
+    float const priority = priority_of(policy, lane.view(s), view, lane.state(s), *lane.lane_state);
+    if (ordered_priority(priority) == ordered_keep_never) drop(lane, view, s, victims);
+  }
+}
+
+/// Lets the policy change its lane state until some candidate is worth less to it; a change after
+/// which all are worth as much as before is taken back.
+template <relents P>
+lowest_slot relent(P const& policy,
+                   lane_slots<P> const& lane,
+                   lane_view const& view,
+                   candidate_range range,
+                   lowest_slot lowest) {
+  lane_state_of<P> const before = *lane.lane_state;
+  lowest_slot now = lowest;
+  while (now.rank == lowest.rank) {
+    float const priority =
+        priority_of(policy, lane.view(now.slot), view, lane.state(now.slot), *lane.lane_state);
+    if (!policy.relent(*lane.lane_state, view, priority)) {
+      *lane.lane_state = before;
+      return lowest;
+    }
+    now = rank(policy, lane, view, range);
+  }
+  return now;
 }
 
 }  // namespace detail
@@ -152,14 +189,13 @@ void select(P const& policy,
       detail::drop(lane, view, detail::protected_victim(lane, range.first), victims);
       continue;  // still none but protected ones
     }
-    if (!over && lowest.rank != ordered_keep_never) return;
+    if (!over && lowest.rank > ordered_keep_never) return;
+    if (!over && lowest.rank < ordered_keep_never) {
+      detail::drop_never_kept(policy, lane, view, range, victims);
+      return;
+    }
     if constexpr (relents<P>) {
-      float const priority = priority_of(
-          policy, lane.view(lowest.slot), view, lane.state(lowest.slot), *lane.lane_state);
-      if (over && policy.relent(*lane.lane_state, view, priority)) {
-        lowest = rank(policy, lane, view, range);
-        continue;
-      }
+      if (over) lowest = detail::relent(policy, lane, view, range, lowest);
     }
     detail::drop(lane, view, lowest.slot, victims);
     if (view.occupied <= view.budget && lowest.rank > ordered_keep_never) return;

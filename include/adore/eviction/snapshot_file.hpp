@@ -33,7 +33,8 @@ namespace adore {
 //               8  number of bytes of slot states, and these; likewise lane states
 //               8  FNV-1a (64 bits) of everything before
 //
-// States are the bytes of the policy's own structs as the writing compiler lays them out.
+// States are the bytes of the policy's own structs as the writing compiler lays them out. A policy
+// of yours whose state has padding writes bytes there that nobody has given a value.
 
 inline constexpr std::string_view snapshot_magic = "adorerow";
 inline constexpr std::uint32_t snapshot_version = 1;

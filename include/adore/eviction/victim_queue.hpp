@@ -54,7 +54,8 @@ class victim_queue {
   void arrive(index_t lane, index_t slot) { push(lane, waiting, slot); }
 
   /// Admits the waiting tokens that have left protection, then takes out victims: every token of
-  /// priority keep_never, and the lowest until `excess` have gone.
+  /// priority keep_never, and the lowest until `excess` have gone, of which a NaN is the very
+  /// lowest.
   ///
   /// @param excess   tokens in the lane beyond its budget; may be negative
   /// @param release  `void (index_t slot)`, called per victim in the order of their release, with
@@ -71,6 +72,7 @@ class victim_queue {
     // full lane it replaces the top, or is itself the victim, and nothing is sifted twice.
     [[maybe_unused]] heap_entry newest{};
     [[maybe_unused]] bool held = false;
+    index_t never_kept = 0;
     ring_state& queue = ring(lane, waiting);
     index_t const* const waiting_slots = slots_of(lane, waiting);
     while (queue.count > 0) {
@@ -82,7 +84,7 @@ class victim_queue {
           priority_of(policy, slots.view(slot), view, slots.state(slot), *slots.lane_state);
       if (ordered_priority(priority) == ordered_keep_never) {
         release(slot);
-        --excess;
+        ++never_kept;
       } else if constexpr (in_levels) {
         push(lane, 1 + static_cast<index_t>(priority), slot);
       } else {
@@ -91,6 +93,14 @@ class victim_queue {
         held = true;
       }
     }
+    if constexpr (!in_levels) {
+      if (never_kept > 0) {
+        if (held) push_heap(lane, newest);
+        held = false;
+        for (; excess > 0 && top_is_nan(lane); --excess) release(pop_heap(lane));
+      }
+    }
+    excess -= never_kept;
     if constexpr (!in_levels) {
       if (held && excess > 0) {
         release(replace_top(lane, newest));
@@ -154,6 +164,10 @@ class victim_queue {
     return ring(lane, waiting).count > 0 ? pop(lane, waiting) : -1;
   }
 
+  bool top_is_nan(index_t lane) {
+    constexpr std::uint64_t end_of_nans = order_key(keep_never, 0);
+    return heap_sizes_[static_cast<std::size_t>(lane)] > 0 && heap(lane)[0].key < end_of_nans;
+  }
   heap_entry* heap(index_t lane) {
     return heaps_.data() + static_cast<std::ptrdiff_t>(lane) * slots_;
   }

@@ -23,7 +23,7 @@ struct h2o_mask_simulation {
 
   struct slot_state {
     float mass = 0.0F;
-    bool chosen = true;
+    index_t chosen = 1;  ///< 0 or 1; as wide as the mass, so that no byte is left without a value
   };
 
   ADORE_HOST_DEVICE constexpr index_t budget() const noexcept { return unbounded; }
@@ -43,7 +43,7 @@ struct h2o_mask_simulation {
                                         slot_view key,
                                         slot_state const& key_state,
                                         head_view) const noexcept {
-    return query.position - key.position < recent || key_state.chosen;
+    return query.position - key.position < recent || key_state.chosen != 0;
   }
   /// Tokens of which `mark` chooses after each step: those that are not recent to it.
   ADORE_HOST_DEVICE constexpr position_t last_markable(lane_view lane) const noexcept {
@@ -53,13 +53,11 @@ struct h2o_mask_simulation {
     return lane.occupied > visible() ? heavy : unbounded;
   }
   ADORE_HOST_DEVICE constexpr void mark(slot_state& state, bool chosen) const noexcept {
-    state.chosen = chosen;
+    state.chosen = chosen ? 1 : 0;
     if (!chosen) state.mass = 0.0F;
   }
   /// The recent tokens are seen because they are recent; the one that leaves next is not chosen.
-  ADORE_HOST_DEVICE constexpr void unmark(slot_state& state) const noexcept {
-    state.chosen = false;
-  }
+  ADORE_HOST_DEVICE constexpr void unmark(slot_state& state) const noexcept { state.chosen = 0; }
   constexpr void validate() const {
     require_field(heavy >= 0, "h2o_mask_simulation.heavy", heavy, "must not be negative");
     require_field(recent >= 1, "h2o_mask_simulation.recent", recent, "must be at least 1");

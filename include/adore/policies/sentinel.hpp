@@ -24,7 +24,8 @@ struct sentinel {
   static constexpr char const* budget_field = "";
   static constexpr scope default_scope = scope::model;
 
-  enum class part : std::uint8_t { ordinary, opening, closing };
+  /// As wide as what stands beside it, so that no byte of a state is left without a value.
+  enum class part : std::int32_t { ordinary, opening, closing };
   struct slot_state {
     part role = part::ordinary;
     index_t span = 0;  ///< 1-based number of the span it lies in or closes, 0: none

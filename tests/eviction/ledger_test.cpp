@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The books can be instantiated explicitly, as an engine does that keeps its compile time down, and
+// lanes are numbered as they say.
+#include "adore/eviction/ledger.hpp"
+
+#include "adore/policies/adaptors/in_blocks.hpp"
+#include "adore/policies/h2o.hpp"
+#include "adore/policies/h2o_mask_simulation.hpp"
+#include "adore/policies/keep_all.hpp"
+#include "adore/policies/key_norm.hpp"
+#include "adore/policies/sentinel.hpp"
+#include "adore/policies/strided_doubling.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <vector>
+
+// Every member compiles, those that a policy of its kind never calls included.
+template class adore::ledger<adore::h2o>;                    // observes
+template class adore::ledger<adore::h2o_mask_simulation>;    // marks
+template class adore::ledger<adore::in_blocks<adore::h2o>>;  // releases blocks
+template class adore::ledger<adore::keep_all>;               // no state, no budget
+template class adore::ledger<adore::key_norm>;               // a queue
+template class adore::ledger<adore::sentinel>;               // reads tokens
+template class adore::ledger<adore::strided_doubling>;       // relents
+
+namespace adore::testing {
+
+TEST_CASE("lanes are numbered row by row, and each layer and head of a row lies in one of them") {
+  kv_shape const shape{.sequences = 3, .layers = 2, .kv_heads = 4, .slots = 5};
+  for (scope const reach : {scope::model, scope::layer, scope::kv_head}) {
+    ledger<keep_all> const books({}, shape, reach, 1);
+    std::vector<int> visits(static_cast<std::size_t>(shape.layers * shape.kv_heads));
+    for (index_t lane = 0; lane < 3 * books.lanes_per_row(); ++lane) {
+      CHECK(books.row_of(lane) == lane / books.lanes_per_row());
+      lane_extent const extent = books.extent_of(lane);
+      CHECK(extent.first_layer == books.layer_of(lane));
+      CHECK(extent.first_head == books.head_of(lane));
+      for (index_t layer = extent.first_layer; layer < extent.end_layer; ++layer) {
+        for (index_t head = extent.first_head; head < extent.end_head; ++head) {
+          CHECK(books.lane(books.row_of(lane), layer, head) == lane);
+          ++visits[static_cast<std::size_t>(layer * shape.kv_heads + head)];
+        }
+      }
+    }
+    CHECK(visits == std::vector<int>(visits.size(), 3));  // once in each row
+  }
+}
+
+}  // namespace adore::testing
