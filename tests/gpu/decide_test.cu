@@ -206,7 +206,12 @@ void check_everywhere(P const& policy, bool exact = true) {
       lanes += agrees.lanes;
     }
   }
-  MESSAGE(P::name, ": ", differences, " near-ties decided otherwise in ", lanes, " kept sets");
+  MESSAGE(std::string(P::name),
+          ": ",
+          differences,
+          " near-ties decided otherwise in ",
+          lanes,
+          " kept sets");
 }
 
 TEST_CASE("the device keeps what the host keeps: sliding_window") {

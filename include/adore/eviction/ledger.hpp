@@ -129,7 +129,9 @@ class ledger {
     rows_.require_free(row, "open");
     rows_.open(row, seed, 0);
     for_lanes(row, [&](index_t lane) {
-      at(lanes_, lane) = {.budget = initial_budget(layer_of(lane), head_of(lane))};
+      // two statements: nvcc 13.0 assigns `= {.budget = x}` to the first member, whatever its name
+      at(lanes_, lane) = {};
+      at(lanes_, lane).budget = initial_budget(layer_of(lane), head_of(lane));
       memory_.clear(lane);
       search_.clear(lane);
       refill_free(lane);

@@ -43,6 +43,7 @@ struct attend_plan {
   bool keeps_logits = false;
   bool whole_tiles = true;    ///< the slots of a tile lie one behind the other
   index_t block_slots = 0;    ///< largest share of a block
+  int resident = 1;           ///< blocks that a multiprocessor has room for
   unsigned head_buffers = 2;  ///< two let the next lane's head come early, see `lane_head`
   int arrivals = 0, parts = 0, logits = 0, sums = 0, heads = 0, bytes = 0;
 };
@@ -124,6 +125,7 @@ attend_plan plan_attention(attend_args<T, View> const& args,
   };
   while (resident > 1 && stages_with(resident) < 2) --resident;
   plan.block_slots = block_slots;
+  plan.resident = resident;
   plan.stages = std::min(stages_with(resident), attend_stages_at_most);
   if (plan.stages < 1) {
     throw std::invalid_argument(

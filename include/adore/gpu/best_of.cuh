@@ -91,13 +91,16 @@ __global__ void __launch_bounds__(Threads, Threads == 256 ? 6 : 1)
   std::uint32_t const threshold = shared.prefix;
   // A token that is never kept goes even if there is room; worse ones are NaN alone.
   index_t const equal_kept = threshold == key_of_keep_never ? 0 : shared.need;
+  auto const better = [threshold](std::uint32_t key) {
+    return key > threshold && key != key_of_keep_never;
+  };
 
   // -------------------------------------------------------- how many stay before each warp's run
   index_t above = 0, equal = 0;
   for (index_t tile = begin; tile < end; tile += best_of_tile) {
     uint4 const four = keys(tile);
-    above += (four.x > threshold ? 1 : 0) + (four.y > threshold ? 1 : 0) +
-             (four.z > threshold ? 1 : 0) + (four.w > threshold ? 1 : 0);
+    above += (better(four.x) ? 1 : 0) + (better(four.y) ? 1 : 0) + (better(four.z) ? 1 : 0) +
+             (better(four.w) ? 1 : 0);
     equal += (four.x == threshold ? 1 : 0) + (four.y == threshold ? 1 : 0) +
              (four.z == threshold ? 1 : 0) + (four.w == threshold ? 1 : 0);
   }
@@ -135,7 +138,7 @@ __global__ void __launch_bounds__(Threads, Threads == 256 ? 6 : 1)
     index_t equals = 0;
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      if (key[c] > threshold) stays |= 1U << c;
+      if (better(key[c])) stays |= 1U << c;
       if (key[c] == threshold) ++equals;
     }
     if (__any_sync(whole_warp, equals > 0)) {  // rare, unless many priorities are equal

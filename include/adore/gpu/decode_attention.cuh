@@ -118,15 +118,25 @@ void launch_attention(cudaStream_t stream,
     blocks *= 2;
   }
   index_t const tiles = (ledger.slots + tile_slots - 1) / tile_slots;
-  index_t const block_slots = (tiles + blocks - 1) / blocks * tile_slots;
-  constexpr int at_most = attend_warps_per_multiprocessor<T, Channels, QueryTiles>;
   index_t const lanes = ledger.row_count * ledger.kv_heads;
-  int const warps = block_slots <= 256 ? 2 : 4;
-  // No more blocks on a multiprocessor than it takes to hold all lanes: these get longer rings. But
-  // a cluster may find some multiprocessors taken, so that two of its blocks must fit on one.
-  index_t const all = (lanes * blocks + multiprocessors() - 1) / multiprocessors();
-  int const wanted = std::min(at_most / warps, std::max(blocks > 1 ? 2 : 1, static_cast<int>(all)));
-  attend_plan plan = plan_attention(args, ledger, Channels, QueryTiles, block_slots, warps, wanted);
+  constexpr int at_most = attend_warps_per_multiprocessor<T, Channels, QueryTiles>;
+  int warps = 0;
+  auto const planned = [&] {
+    index_t const block_slots = (tiles + blocks - 1) / blocks * tile_slots;
+    warps = block_slots <= 256 ? 2 : 4;
+    // No more blocks on a multiprocessor than it takes to hold all lanes: these get longer rings.
+    // But a cluster may find some multiprocessors taken, so that two of its blocks should fit on
+    // one.
+    index_t const all = (lanes * blocks + multiprocessors() - 1) / multiprocessors();
+    int const wanted = std::max(blocks > 1 ? 2 : 1, static_cast<int>(all));
+    return plan_attention(
+        args, ledger, Channels, QueryTiles, block_slots, warps, std::min(at_most / warps, wanted));
+  };
+  attend_plan plan = planned();
+  if (blocks > 8 && plan.resident == 1) {  // so large a cluster would wait for a whole GPC
+    blocks = 8;
+    plan = planned();
+  }
   auto* const kernel = attend_kernel<T, Channels, QueryTiles, P, View>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes));
   cudaLaunchAttribute cluster{};

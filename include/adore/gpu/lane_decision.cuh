@@ -260,13 +260,32 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
         free_last();
         continue;
       }
-      bool const never =
-          static_cast<std::uint32_t>(lowest.key >> 32U) == detail::high_of_keep_never;
-      if (!over && !never) break;
+      auto const rank = static_cast<std::uint32_t>(lowest.key >> 32U);
+      if (!over && rank > detail::high_of_keep_never) break;
+      if (!over && rank < detail::high_of_keep_never) {
+        // a NaN stays below the budget, but it must not hide what is never kept
+        lowest = lowest_of([&](index_t s, position_t p) {
+          keyed_slot const candidate = key_of(s, p, states[has_state ? s : 0]);
+          bool const never =
+              static_cast<std::uint32_t>(candidate.key >> 32U) == detail::high_of_keep_never;
+          return never ? candidate : keyed_slot{no_key, -1};
+        });
+        if (lowest.slot < 0) break;
+      }
       if constexpr (relents<P>) {
-        if (over && policy.relent(lane_state, view, detail::priority_of_key(lowest.key))) {
-          lowest = lowest_again();
-          continue;
+        // a change after which all candidates are worth as much as before is taken back
+        if (over) {
+          lane_state_of<P> const before = lane_state;
+          keyed_slot now = lowest;
+          while (now.key >> 32U == lowest.key >> 32U) {
+            if (!policy.relent(lane_state, view, detail::priority_of_key(now.key))) {
+              lane_state = before;
+              now = lowest;
+              break;
+            }
+            now = lowest_again();
+          }
+          lowest = now;
         }
       }
       release(lowest, position_in(lowest));
