@@ -70,7 +70,8 @@ class policy_cache final : public device_cache<T> {
     args.weights = part_of(weights_, layer);
     args.key_norms = part_of(key_norms_, layer);
     args.layer = layer;
-    adore::gpu::attend_async<Channels>(stream, args, books, policy_);
+    // one new token and at most 8 query heads per KV head: half of the kernels need not be compiled
+    adore::gpu::attend_async<Channels, 8>(stream, args, books, policy_);
     if (reach() == adore::scope::layer) {
       adore::gpu::decide_async(
           stream, books, policy_, layer, {.weights = args.weights, .key_norms = args.key_norms});

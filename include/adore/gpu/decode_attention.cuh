@@ -19,6 +19,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 namespace adore::gpu {
@@ -179,24 +181,35 @@ void launch_attention(cudaStream_t stream,
 /// The number of query heads may be 1 to 16 times that of KV heads, a step may bring up to 16
 /// tokens per row. Query j sees the tokens up to position next + j.
 ///
-/// @tparam Channels  per head: 64, 96, 128, 256 and other multiples of 32 (16 for float)
+/// @tparam Channels       per head: 64, 96, 128, 256 and other multiples of 32 (16 for float)
+/// @tparam MostQueryRows  new tokens x query heads of a KV head, at most; 8 or fewer compile half
+/// as
+///                        long
 /// @throws std::logic_error if shapes do not fit together, std::invalid_argument if the policy's
 ///         weights do not fit into shared memory (more than about 50,000 slots x query rows of a
 ///         KV head per block; a lane is shared by up to 16 blocks), cuda_error
 /// Stream: asynchronous, capturable. Memory: none but shared memory.
 /// Needs:  compute capability 9.0 (clusters).
-template <int Channels, eviction_policy P, class T, class View>
+template <int Channels, index_t MostQueryRows = 256, eviction_policy P, class T, class View>
 void attend_async(cudaStream_t stream,
                   attend_args<T, View> const& args,
                   ledger_view<P> const& ledger,
                   P const& policy) {
   static_assert(std::is_same_v<typename checked_device_policy<P>::type, P>);
   detail::check_attention(args, ledger, Channels);
-  if (args.q.heads / ledger.kv_heads * ledger.max_new <= tile_queries) {
-    detail::launch_attention<Channels, 1>(stream, args, ledger, policy);
-  } else {
-    detail::launch_attention<Channels, 2>(stream, args, ledger, policy);
+  index_t const rows = args.q.heads / ledger.kv_heads * ledger.max_new;
+  if (rows > MostQueryRows) {
+    throw std::logic_error("adore: attend_async: " + std::to_string(rows) +
+                           " query rows per KV head, compiled for " +
+                           std::to_string(MostQueryRows));
   }
+  if constexpr (MostQueryRows > tile_queries) {
+    if (rows > tile_queries) {
+      detail::launch_attention<Channels, 2>(stream, args, ledger, policy);
+      return;
+    }
+  }
+  detail::launch_attention<Channels, 1>(stream, args, ledger, policy);
 }
 
 }  // namespace adore::gpu
