@@ -163,7 +163,8 @@ model read_model(std::string const& path) {
   m.heads = file.number("llama.attention.head_count");
   m.kv_heads = file.number_or("llama.attention.head_count_kv", m.heads);
   if (m.width < 1 || m.layers < 1 || m.hidden < 1 || m.heads < 1 || m.kv_heads < 1 ||
-      m.heads % m.kv_heads != 0 || m.width % m.heads != 0) {
+      m.heads % m.kv_heads != 0 ||
+      (m.width % m.heads != 0 && !file.has("llama.attention.key_length"))) {
     refuse(path,
            "has sizes that make no sense together: width " + std::to_string(m.width) + ", layers " +
                std::to_string(m.layers) + ", heads " + std::to_string(m.heads) + ", KV heads " +

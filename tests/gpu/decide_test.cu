@@ -115,7 +115,8 @@ agreement run_both(P const& policy, decide_case const& c) {
           norms.data() + static_cast<std::size_t>(layer) * queries);
       gpu::check(cudaGetLastError());
     }
-    index_t const decisions = c.reach == scope::model ? 1 : layers;
+    bool const one_decision = c.reach == scope::model;  // it ends the step, too
+    index_t const decisions = one_decision ? 1 : layers;
     for (index_t layer = 0; layer < decisions; ++layer) {
       gpu::decide_async(
           stream,
@@ -124,9 +125,12 @@ agreement run_both(P const& policy, decide_case const& c) {
           layer,
           {.weights = weights.data() + static_cast<std::size_t>(layer) * layer_weights,
            .key_norms = norms.data() + static_cast<std::size_t>(layer) * queries,
-           .accepted = c.drafts ? accepted_on_device.data() : nullptr});
+           .accepted = c.drafts ? accepted_on_device.data() : nullptr,
+           .advances = one_decision});
     }
-    gpu::advance_async(stream, view, c.drafts ? accepted_on_device.data() : nullptr);
+    if (!one_decision) {
+      gpu::advance_async(stream, view, c.drafts ? accepted_on_device.data() : nullptr);
+    }
 
     // host
     host.forget_released();

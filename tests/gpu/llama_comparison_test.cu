@@ -39,7 +39,6 @@ TEST_CASE("the comparison's table is the same from host and device") {
                        {"streaming_llm", 8},
                        {"h2o", 8},
                        {"tova", 16},
-                       {"key_norm", 16},
                        {"strided(bound=none)", {}},
                        {"sparse_transformer", {}}};
   std::mt19937 random(11);

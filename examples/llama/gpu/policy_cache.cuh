@@ -79,13 +79,15 @@ class policy_cache final : public device_cache<T> {
   }
   void end_step_async(cudaStream_t stream) override {
     if (reach() == adore::scope::model) {
-      adore::gpu::decide_async(stream,
-                               ledger_.view(),
-                               policy_,
-                               0,
-                               {.weights = weights_.data(), .key_norms = key_norms_.data()});
+      adore::gpu::decide_async(
+          stream,
+          ledger_.view(),
+          policy_,
+          0,
+          {.weights = weights_.data(), .key_norms = key_norms_.data(), .advances = true});
+    } else {
+      adore::gpu::advance_async(stream, ledger_.view());
     }
-    adore::gpu::advance_async(stream, ledger_.view());
   }
 
   layer_positions positions(adore::index_t layer) const override {

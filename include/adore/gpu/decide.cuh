@@ -25,6 +25,8 @@ struct decide_args {
   float const* weights = nullptr;
   float const* key_norms = nullptr;   ///< [layer, row, kv_head, j], for policies that score keys
   index_t const* accepted = nullptr;  ///< [row] of the new tokens, how many stay; nullptr: all
+  /// Scope model: the step is over with this decision, `advance_async` is not called.
+  bool advances = false;
 };
 
 namespace detail {
@@ -45,6 +47,7 @@ __global__ void __launch_bounds__(decide_threads) decide_kernel(ledger_view<P> c
   index_t const count = books.row.count;
   index_t const accepted = args.accepted == nullptr ? count : args.accepted[row];
   if (count == 0 || accepted == 0) return;
+  __syncthreads();  // all have read the books before the leader writes them
   index_t const layers = ledger.reach == scope::model ? ledger.layers : 1;
   bool const one_head = ledger.reach == scope::kv_head;
   index_t const first_head = one_head ? lane_head : 0;
@@ -87,6 +90,10 @@ __global__ void __launch_bounds__(decide_threads) decide_kernel(ledger_view<P> c
         return squares;
       },
       shared);
+  if (args.advances) {
+    __syncthreads();
+    if (threadIdx.x == 0) ledger.rows[row].next += accepted;
+  }
 }
 
 template <class P>
@@ -117,6 +124,10 @@ void decide_async(cudaStream_t stream,
   }
   if (scores_keys<P> && args.key_norms == nullptr) {
     throw std::logic_error("adore: decide_async: the policy scores keys, key_norms are needed");
+  }
+  if (args.advances && ledger.reach != scope::model) {
+    throw std::logic_error(
+        "adore: decide_async: only in scope model one decision ends the step; call advance_async");
   }
   dim3 const grid(static_cast<unsigned>(ledger.lane_heads()),
                   static_cast<unsigned>(ledger.row_count));

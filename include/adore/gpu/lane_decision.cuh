@@ -218,6 +218,29 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
     }
     lowest = detail::smallest_in_lane(lowest, share, shared, turn);
 
+    auto const position_in = [&](keyed_slot which) {
+      auto const low = static_cast<std::uint32_t>(which.key);
+      return static_cast<position_t>(releases_newest_of_equals<P> ? ~low : low);
+    };
+    auto const tell = [&](position_t p) {
+      if (ledger.released.capacity == 0) return;
+      unsigned long long const before = atomicAdd(ledger.released.written, 1ULL);
+      ledger.released.entries[before % ledger.released.capacity] = {
+          before + 1, row, lane, p, next + accepted - 1};
+    };
+    if (!relents<P> && ledger.max_new == 1 && view.occupied - 1 == view.budget &&
+        lowest.slot >= 0 &&
+        static_cast<std::uint32_t>(lowest.key >> 32U) > detail::high_of_keep_never) {
+      // every step of a full lane: the next token takes the victim's slot, the books stay as they
+      // are
+      if (leads) {
+        positions[lowest.slot] = next + 1;
+        ledger.new_slots[lane] = lowest.slot;
+        tell(position_in(lowest));
+      }
+      return;
+    }
+
     // Who looks again must not meet a token that is gone; the last one is left to the leader.
     keyed_slot last{no_key, -1};
     auto const free_last = [&] {
@@ -237,15 +260,7 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
       }
       ++freed_count;
       --view.occupied;
-      if (leads && ledger.released.capacity > 0) {
-        unsigned long long const before = atomicAdd(ledger.released.written, 1ULL);
-        ledger.released.entries[before % ledger.released.capacity] = {
-            before + 1, row, lane, p, next + accepted - 1};
-      }
-    };
-    auto const position_in = [&](keyed_slot which) {
-      auto const low = static_cast<std::uint32_t>(which.key);
-      return static_cast<position_t>(releases_newest_of_equals<P> ? ~low : low);
+      if (leads) tell(p);
     };
     for (;;) {
       bool const over = view.occupied > view.budget;

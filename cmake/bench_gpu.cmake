@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# Benchmarks of the device, beside PyTorch if it is there: cmake -P cmake/bench_gpu.cmake
+# Builds in build/, writes build/bench_gpu/{attention.json,stages.json,pytorch.csv,table.md,*.png,*.svg}.
+cmake_minimum_required(VERSION 3.22)
+get_filename_component(root ${CMAKE_CURRENT_LIST_DIR} DIRECTORY)
+set(build ${root}/build)
+set(results ${build}/bench_gpu)
+file(MAKE_DIRECTORY ${results})
+
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE status)
+  if(NOT status EQUAL 0)
+    list(JOIN ARGN " " command)
+    message(FATAL_ERROR "failed (${status}): ${command}")
+  endif()
+endfunction()
+
+run(${CMAKE_COMMAND} -S ${root} -B ${build} -DADORE_BENCH=ON -DADORE_CUDA=ON)
+run(${CMAKE_COMMAND} --build ${build} --target attention_bench stages_bench)
+foreach(name IN ITEMS attention stages)
+  run(${build}/bench/${name}_bench --benchmark_out=${results}/${name}.json
+      --benchmark_out_format=json)
+endforeach()
+execute_process(COMMAND python3 -c "import torch; assert torch.cuda.is_available()"
+                RESULT_VARIABLE no_torch OUTPUT_QUIET ERROR_QUIET)
+if(no_torch)
+  message("no PyTorch with a device here: the table goes without it")
+  file(REMOVE ${results}/pytorch.csv)
+else()
+  execute_process(COMMAND python3 ${root}/bench/gpu/pytorch_attention.py
+                  OUTPUT_FILE ${results}/pytorch.csv ERROR_QUIET RESULT_VARIABLE status)
+endif()
+run(python3 ${root}/bench/gpu/table.py ${results})
