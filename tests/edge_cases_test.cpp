@@ -306,7 +306,7 @@ TEST_CASE("calls in the wrong order say what is missing") {
   index_t const too_many = 2;
   refused("2 of 1 tokens accepted", [&] { cache.end_step({&too_many, 1}); });
   cache.end_step();
-  refused("has seen tokens", [&] { cache.begin_prompt(0, 2); });
+  refused("has seen tokens", [&] { cache.begin_prompt({0, 2}); });
   refused("holds no sequence", [&] { cache.close(1); });
   refused("holds no sequence", [&] { cache.fork(1, 0); });
   refused("close it first", [&] { cache.fork(0, 0); });
@@ -325,7 +325,7 @@ TEST_CASE("a dense prompt that would need too much staging names the bytes") {
   cache.open(0);
   // keys and values of both layers, since the lane spans them
   CHECK(cache.prompt_staging_bytes(10) == 2 * 2 * 10 * 8 * sizeof(float));
-  auto const said = sentence_of<std::length_error>([&] { cache.begin_prompt(0, 10); });
+  auto const said = sentence_of<std::length_error>([&] { cache.begin_prompt({0, 10}); });
   CHECK(contains(said, "1280 bytes"));
   CHECK(contains(said, "1000"));
 }

@@ -2,6 +2,7 @@
 // Read `run` first.
 #include "comparison.hpp"
 
+#include "llama/controller_file.hpp"
 #include "llama/engine.hpp"
 #include "measures.hpp"
 
@@ -24,12 +25,15 @@ using full_weights = std::vector<std::vector<std::vector<float>>>;
 
 struct competitor {
   contestant asked;
+  std::unique_ptr<adore::controller> controller{};
+  std::unique_ptr<llama_example::token_scorer> scorer{};
   std::unique_ptr<adore::any_cache> cache{};
   adore::index_t measured_from = 0;  ///< kept weight counts from this position
   std::vector<measures> by_row{};
   double stage_seconds = 0.0;
   double tokens_per_second = 0.0;
   std::size_t live_bytes = 0;
+  adore::rebuild_counts cost{};
 };
 
 class match {
@@ -55,6 +59,7 @@ class match {
       report(t - asked_.prompt + 1, steps);
     }
     for (competitor& each : field_) each.live_bytes = each.cache->live_bytes();
+    for (competitor& each : field_) each.cost = each.cache->rebuild_cost();
     for (competitor& each : field_) time(each);
     std::vector<result> results;
     for (competitor const& each : field_) results.push_back(summary(each));
@@ -67,6 +72,13 @@ class match {
     adore::cache_options options = engine_.cache_options();
     options.reach = asked_.reach;
     options.positions = asked_.positions;
+    options.rebuild = entry.rebuild;
+    if (!entry.controller.empty()) {
+      each.controller =
+          std::make_unique<adore::controller>(llama_example::read_controller(entry.controller));
+      each.scorer = std::make_unique<llama_example::token_scorer>(
+          *each.controller, engine_.weights(), asked_.sequences);
+    }
     each.cache = engine_.make_cache(entry.policy,
                                     {.rows = asked_.sequences,
                                      .tokens = asked_.tokens + timed_steps,
@@ -91,6 +103,7 @@ class match {
   llama_example::group group_of(std::size_t which, std::vector<adore::row_tokens> rows) {
     competitor& each = field_[which];
     llama_example::group part{.cache = each.cache.get(), .rows = std::move(rows)};
+    part.scorer = each.scorer.get();
     part.watch = [this, &each, which](adore::attention_record const& seen) {
       // full attention holds every position, so that a position is an index
       std::vector<float>& full = full_lane(seen.row, seen.layer, seen.kv_head);
@@ -119,7 +132,8 @@ class match {
                                                  static_cast<std::size_t>(count));
         llama_example::group part{.cache = each.cache.get(),
                                   .rows = {{static_cast<adore::index_t>(row), count, text}},
-                                  .is_prompt = true};
+                                  .is_prompt = true,
+                                  .scorer = each.scorer.get()};
         auto const logits = engine_.step({&part, 1}).last(vocabulary_);
         if (!full) full.emplace(logits);
         each.by_row[row].add(logits,
@@ -170,7 +184,8 @@ class match {
     std::vector<double> seconds;
     for (std::size_t i = 0; i < timed_steps; ++i) {
       std::span<std::int32_t const> const token(&tokens_[0][i % tokens_[0].size()], 1);
-      llama_example::group part{.cache = each.cache.get(), .rows = {{0, 1, token}}};
+      llama_example::group part{
+          .cache = each.cache.get(), .rows = {{0, 1, token}}, .scorer = each.scorer.get()};
       auto const start = std::chrono::steady_clock::now();
       engine_.step({&part, 1});
       seconds.push_back(
@@ -184,7 +199,11 @@ class match {
     measures sums;
     for (measures const& row : each.by_row) sums.add(row);
     result line;
-    line.policy = each.asked.policy;
+    line.policy = each.asked.label;
+    line.rebuilt = each.asked.rebuild.count;
+    auto const tokens = static_cast<double>(asked_.tokens - asked_.prompt) * asked_.sequences;
+    line.computed_per_token = static_cast<double>(each.cost.computed) / tokens;
+    line.deferred_per_token = static_cast<double>(each.cost.deferred) / tokens;
     line.settings = each.cache->policy();
     if (each.cache->nominal_budget() != adore::unbounded) {
       line.budget = each.cache->nominal_budget();

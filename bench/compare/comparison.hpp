@@ -31,6 +31,9 @@ struct result {
   std::size_t kv_bytes = 0, kv_bytes_live = 0;
   std::optional<double> stage_us_per_token;  ///< none: it cannot be told from the attention's
   double tokens_per_second = 0;
+  adore::index_t rebuilt = 0;  ///< released tokens that are back at the same time, R
+  double computed_per_token = 0,
+         deferred_per_token = 0;  ///< rows computed again; tokens that waited
 };
 
 /// Told now and then: steps done of how many.

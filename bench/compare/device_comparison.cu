@@ -3,6 +3,7 @@
 // is one graph, and the sums stay on the device until the text is over.
 #include "device.hpp"
 #include "device_measures.cuh"
+#include "llama/controller_file.hpp"
 #include "llama/gpu/device_cache.cuh"
 #include "llama/gpu/device_engine.cuh"
 #include "llama/gpu/device_model.cuh"
@@ -16,6 +17,7 @@
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <type_traits>
@@ -39,6 +41,7 @@ struct competitor {
   device_buffer<double> kept_weight{};  // [row, kv_head], summed over layers and steps
   std::size_t live_bytes = 0;
   double tokens_per_second = 0.0;
+  adore::rebuild_counts cost{};
 };
 
 class match {
@@ -87,6 +90,7 @@ class match {
     }
     auto const by_row = sums.to_host(stream());
     for (competitor& each : field_) each.live_bytes = each.cache->live_bytes(stream());
+    for (competitor& each : field_) each.cost = each.cache->rebuild_cost(stream());
     for (competitor& each : field_) time(each);
     std::vector<result> results;
     for (competitor const& each : field_) results.push_back(summary(each, by_row));
@@ -109,8 +113,23 @@ class match {
     adore::with_policy(entry.policy, entry.budget, [&](auto const& policy) {
       exports = exports || adore::masks_attention<std::remove_cvref_t<decltype(policy)>>;
     });
-    each.cache = on_device::make_device_cache<float>(
-        entry.policy, wanted, {.reach = asked_.reach, .exports_weights = exports});
+    std::optional<adore::controller_weights> controller;
+    if (!entry.controller.empty()) {
+      controller = llama_example::read_controller(entry.controller);
+      if (controller->inputs != m.width) {
+        throw std::invalid_argument(entry.controller + " reads embeddings of " +
+                                    std::to_string(controller->inputs) +
+                                    " channels, the model's have " + std::to_string(m.width));
+      }
+    }
+    on_device::device_cache_options options;
+    options.reach = asked_.reach;
+    options.exports_weights = exports;
+    options.controller = controller ? &*controller : nullptr;
+    options.embeddings = weights_.embedding().data.data();
+    options.vocabulary = m.vocabulary;
+    options.rebuild = entry.rebuild;
+    each.cache = on_device::make_device_cache<float>(entry.policy, wanted, options);
     each.measured_from =
         each.cache->nominal_budget() == adore::unbounded ? 0 : each.cache->nominal_budget();
     each.kept_weight = device_buffer<double>(static_cast<std::size_t>(asked_.sequences) *
@@ -159,6 +178,7 @@ class match {
       throw std::logic_error(each.asked.policy + " ran out of slots");
     }
     auto const alone = each.cache->alone(stream(), 0);
+    if (alone == nullptr) return;  // it cannot be taken out of its batch
     on_device::device_engine<float> engine(weights_, {alone.get()});
     auto const begin = on_device::make_event(cudaEventDefault);
     auto const end = on_device::make_event(cudaEventDefault);
@@ -198,7 +218,11 @@ class match {
                                std::max(0, asked_.tokens - each.measured_from);
 
     result line;
-    line.policy = each.asked.policy;
+    line.policy = each.asked.label;
+    line.rebuilt = each.asked.rebuild.count;
+    auto const tokens = static_cast<double>(asked_.tokens) * asked_.sequences;
+    line.computed_per_token = static_cast<double>(each.cost.computed) / tokens;
+    line.deferred_per_token = static_cast<double>(each.cost.deferred) / tokens;
     line.settings = each.cache->policy();
     if (each.cache->nominal_budget() != adore::unbounded) {
       line.budget = each.cache->nominal_budget();

@@ -3,18 +3,19 @@
 #include "comparison.hpp"
 #include "device.hpp"
 #include "llama/engine.hpp"
+#include "llama/text_file.hpp"
 #include "llama/vocabulary.hpp"
 #include "report.hpp"
 #include "request.hpp"
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include <chrono>
 #include <exception>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
+#include <stdexcept>
+#include <string>
 
 namespace {
 
@@ -23,28 +24,10 @@ double since(clock_type::time_point begin) {
   return std::chrono::duration<double>(clock_type::now() - begin).count();
 }
 
-std::string read_text(std::string const& name) {
-  std::ifstream file(name, std::ios::binary);
-  std::ostringstream content;
-  if (file.peek() != std::ifstream::traits_type::eof()) content << file.rdbuf();
-  if (!file.is_open() || file.bad() || !content) {
-    throw comparison::mistake{"--text: " + name + " cannot be read"};
-  }
-  if (!name.ends_with(".jsonl")) return content.str();
-  std::istringstream lines(content.str());
-  std::string text;
-  std::string line;
-  for (int number = 1; std::getline(lines, line); ++number) {
-    auto const entry = nlohmann::json::parse(line, nullptr, false);
-    if (!entry.is_object() || !entry.contains("text") || !entry["text"].is_string()) {
-      throw comparison::mistake{"--text: " + name + " line " + std::to_string(number) +
-                                " is no JSON object with a \"text\""};
-    }
-    auto part = entry["text"].get<std::string>();
-    if (part.ends_with('\n')) part.pop_back();
-    text += (number == 1 ? "" : "\n") + part;
-  }
-  return text;
+std::string read_text(std::string const& name) try {
+  return llama_example::read_text(name);
+} catch (std::runtime_error const& error) {
+  throw comparison::mistake{std::string("--text: ") + error.what()};
 }
 
 /// The text's first sequences x tokens tokens, [sequence][token].
@@ -127,7 +110,8 @@ int compare_policies(comparison::request const& asked) {
   if (!asked.plot.empty()) comparison::write_plot(results, asked.plot);
   fmt::print(
       "\nppl: perplexity, and of the second half. KL, top1: against full attention. kept: share "
-      "of full attention's weight\nthat the attended tokens hold. stage: the policy's own time "
+      "of full attention's weight\nthat the kept tokens hold; attended: budget + R + 1. stage: the "
+      "policy's own time "
       "per token. tok/s: one row alone.\n");
   fmt::print("seconds: model and text {:.1f}, comparison {:.1f}\n", loading, comparing);
   return 0;

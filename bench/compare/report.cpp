@@ -60,7 +60,11 @@ nlohmann::json json_of(std::vector<result> const& results) {
          {"kv_bytes_live", line.kv_bytes_live},
          {"stage_us_per_token",
           line.stage_us_per_token ? nlohmann::json(*line.stage_us_per_token) : nlohmann::json()},
-         {"tokens_per_second", line.tokens_per_second}});
+         {"rebuilt", line.rebuilt},
+         {"computed_per_token", line.computed_per_token},
+         {"deferred_per_token", line.deferred_per_token},
+         {"tokens_per_second",
+          line.tokens_per_second > 0 ? nlohmann::json(line.tokens_per_second) : nlohmann::json()}});
   }
   return lines;
 }
@@ -68,25 +72,31 @@ nlohmann::json json_of(std::vector<result> const& results) {
 }  // namespace
 
 void print_table(std::vector<result> const& results) {
-  fmt::print("{:<30} {:>6} {:>8} {:>9} {:>9} {:>7} {:>6} {:>6} {:>8} {:>8} {:>8} {:>7}\n",
-             "policy",
-             "budget",
-             "scope",
-             "ppl",
-             "ppl 2nd",
-             "KL",
-             "top1",
-             "kept",
-             "KV MB",
-             "live MB",
-             "stage us",
-             "tok/s");
+  fmt::print(
+      "{:<30} {:>6} {:>3} {:>8} {:>8} {:>9} {:>9} {:>7} {:>6} {:>6} {:>8} {:>8} {:>8} {:>7}\n",
+      "policy",
+      "budget",
+      "R",
+      "attended",
+      "scope",
+      "ppl",
+      "ppl 2nd",
+      "KL",
+      "top1",
+      "kept",
+      "KV MB",
+      "live MB",
+      "stage us",
+      "tok/s");
   for (result const& line : results) {
     fmt::print(
-        "{:<30} {:>6} {:>8} {:>9.2f} {:>9.2f} {:>7.3f} {:>6.3f} {:>6.3f} {:>8.2f} {:>8.2f} "
-        "{:>8} {:>7.1f}\n",
+        "{:<30} {:>6} {:>3} {:>8} {:>8} {:>9.2f} {:>9.2f} {:>7.3f} {:>6.3f} {:>6.3f} {:>8.2f} "
+        "{:>8.2f} "
+        "{:>8} {:>7}\n",
         line.policy,
         budget_text(line, "-"),
+        line.rebuilt > 0 ? std::to_string(line.rebuilt) : "-",
+        line.budget ? std::to_string(*line.budget + line.rebuilt + 1) : "-",
         adore::word_of(line.reach),
         line.perplexity,
         line.perplexity_second_half,
@@ -96,7 +106,7 @@ void print_table(std::vector<result> const& results) {
         static_cast<double>(line.kv_bytes) / 1e6,
         static_cast<double>(line.kv_bytes_live) / 1e6,
         line.stage_us_per_token ? fmt::format("{:.1f}", *line.stage_us_per_token) : "-",
-        line.tokens_per_second);
+        line.tokens_per_second > 0 ? fmt::format("{:.1f}", line.tokens_per_second) : "-");
   }
 }
 
@@ -104,10 +114,11 @@ void write_csv(std::vector<result> const& results, std::string const& name) {
   std::ofstream file = open_file(name);
   file << "policy,budget,scope,tokens,perplexity,perplexity_second_half,kl,top1,kept_weight,kv_"
           "bytes,"
-          "kv_bytes_live,stage_us_per_token,tokens_per_second,settings\n";
+          "kv_bytes_live,stage_us_per_token,tokens_per_second,rebuilt,computed_per_token,"
+          "deferred_per_token,settings\n";
   for (result const& line : results) {
     file << fmt::format(
-        "{},{},{},{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{},{},{:.4g},{}\n",
+        "{},{},{},{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{},{},{},{},{:.4g},{:.4g},{}\n",
         quoted(line.policy),
         budget_text(line, ""),
         adore::word_of(line.reach),
@@ -120,7 +131,10 @@ void write_csv(std::vector<result> const& results, std::string const& name) {
         line.kv_bytes,
         line.kv_bytes_live,
         line.stage_us_per_token ? fmt::format("{:.4g}", *line.stage_us_per_token) : "",
-        line.tokens_per_second,
+        line.tokens_per_second > 0 ? fmt::format("{:.4g}", line.tokens_per_second) : "",
+        line.rebuilt,
+        line.computed_per_token,
+        line.deferred_per_token,
         quoted(line.settings));
   }
   if (!file.flush()) throw std::runtime_error("cannot write " + name);

@@ -4,6 +4,7 @@
 #include "device.hpp"
 #include "llama/gpu/device_policies.hpp"
 #include <adore/policy_text.hpp>
+#include <adore/rebuild_text.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -79,10 +80,40 @@ void refuse_what_the_device_cannot(request const& asked) {
   }
 }
 
+/// What follows a policy: "policy@controller.safetensors+rebuild(...)".
+contestant read_contestant(std::string const& text) {
+  contestant one{.policy = text, .label = text};
+  if (auto const plus = one.policy.find("+rebuild"); plus != std::string::npos) {
+    one.rebuild = adore::rebuild_of(one.policy.substr(plus + 1));
+    one.policy.resize(plus);
+  }
+  if (auto const at = one.policy.find('@'); at != std::string::npos) {
+    one.controller = one.policy.substr(at + 1);
+    one.policy.resize(at);
+  }
+  bool takes_scores = false;
+  adore::with_policy(one.policy, std::nullopt, [&](auto const& made) {
+    takes_scores = adore::scores_tokens<std::remove_cvref_t<decltype(made)>>;
+  });
+  if (takes_scores && one.controller.empty()) {
+    throw mistake{one.policy + " ranks by a controller's scores: write " + one.policy +
+                  "@FILE, where FILE is a controller (.safetensors)"};
+  }
+  if (!takes_scores && !one.controller.empty()) {
+    throw mistake{one.policy + " takes no scores: leave '@" + one.controller + "' out"};
+  }
+  return one;
+}
+
 /// Adds the contestants of one policy: one per budget, or one if the budgets do not concern it.
-void add_contestants(std::string const& policy,
+void add_contestants(contestant const& what,
                      std::vector<adore::index_t> const& budgets,
                      request& asked) {
+  std::string const& policy = what.policy;
+  auto const add = [&](std::optional<adore::index_t> budget) {
+    asked.contestants.push_back(what);
+    asked.contestants.back().budget = budget;
+  };
   refuse_what_makes_no_sense(adore::policy_text::parse(policy).name, asked);
   std::string first_text;
   for (adore::index_t const budget : budgets) {
@@ -99,12 +130,12 @@ void add_contestants(std::string const& policy,
       }
     });
     if (unbounded) {
-      asked.contestants.push_back({policy, std::nullopt});
+      add(std::nullopt);
       return;
     }
     if (text == first_text) return;  // it gives its budget itself
     if (first_text.empty()) first_text = text;
-    asked.contestants.push_back({policy, budget});
+    add(budget);
   }
 }
 
@@ -135,10 +166,15 @@ std::optional<request> read_request(int count, char** arguments) {
   app.add_option(
          "--sequences", asked.sequences, "the text is cut into so many sequences, from its start")
       ->capture_default_str();
-  app.add_option("--policies",
-                 policies,
-                 "separated by semicolons, each name or name(field=value,...); `all` stands for\n" +
-                     std::string(all_policies) + "\nand for snapkv, if there is a prompt")
+  app.add_option(
+         "--policies",
+         policies,
+         "separated by semicolons, each name or name(field=value,...); `all` stands for\n" +
+             std::string(all_policies) +
+             "\nand for snapkv, if there is a prompt. What may follow: @FILE, a controller, "
+             "for\nadaptive_release and attentive_release; and "
+             "+rebuild(count=8,schedule=on_entry,...),\nif released tokens come back "
+             "(schedules: every_step, on_entry, every, restore)")
       ->capture_default_str();
   app.add_option(
          "--budgets",
@@ -206,9 +242,11 @@ std::optional<request> read_request(int count, char** arguments) {
   if (all) {
     policies = std::string(all_policies) + (asked.prompt > 0 ? ";snapkv" : "");
   }
-  asked.contestants.push_back({adore::keep_all::name, std::nullopt});
+  asked.contestants.push_back(read_contestant(adore::keep_all::name));
   std::vector<adore::index_t> const tokens_kept = read_budgets(budgets);
-  for (std::string const& policy : split(policies, ';')) {
+  for (std::string const& text : split(policies, ';')) {
+    contestant const what = read_contestant(text);
+    std::string const& policy = what.policy;
     if (adore::policy_text::parse(policy).name == adore::keep_all::name) continue;
     if (std::string const reason = asked.on_device ? why_host_only(policy) : ""; !reason.empty()) {
       std::string const sentence = policy + " runs on the host only: it " + reason;
@@ -216,7 +254,7 @@ std::optional<request> read_request(int count, char** arguments) {
       asked.left_out.push_back(sentence);
       continue;
     }
-    add_contestants(policy, tokens_kept, asked);
+    add_contestants(what, tokens_kept, asked);
   }
   return asked;
 }

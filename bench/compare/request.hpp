@@ -2,6 +2,7 @@
 // What a comparison is asked to do, read from the command line and checked before any long work.
 #pragma once
 
+#include <adore/rebuild/schedule.hpp>
 #include <adore/types.hpp>
 
 #include <optional>
@@ -13,7 +14,10 @@ namespace comparison {
 /// One line of the table: a policy at a budget, or a policy without one.
 struct contestant {
   std::string policy;  ///< as it was written, e.g. "h2o" or "h2o(recent=16)"
-  std::optional<adore::index_t> budget;
+  std::optional<adore::index_t> budget{};
+  std::string label{};       ///< the same with what follows, for the table
+  std::string controller{};  ///< file, for a policy that takes scores
+  adore::rebuild_options rebuild{};
 };
 
 struct request {

@@ -2,11 +2,15 @@
 // Time of a whole decoding step of a model with random weights: greedy, one graph, all on the
 // device.
 //   step_bench --shape 7b --sequences 64 --policy h2o --budget 192
+//   step_bench --policy adaptive_release --controller query_conditioned --rebuild
+//   'rebuild(count=8)'
 #include "llama/gpu/device_cache.cuh"
 #include "llama/gpu/device_engine.cuh"
 #include "llama/gpu/device_model.cuh"
 #include "llama/gpu/handles.cuh"
 #include "llama/gpu/shapes.hpp"
+#include <adore/policy_text.hpp>
+#include <adore/rebuild_text.hpp>
 
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
@@ -14,10 +18,13 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <optional>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -29,9 +36,38 @@ using on_device::check;
 
 struct request {
   std::string shape = "7b", policy = "sliding_window", type = "bf16", reach = "default";
+  std::string controller, rebuild;
   int sequences = 64, budget = 192, tokens = 960, steps = 31;
   bool eager = false;
 };
+
+/// A controller of the paper's size with random weights: its time is that of a trained one, its
+/// choices are not.
+adore::controller_weights random_controller(adore::score_mode mode, int inputs) {
+  adore::controller_weights weights;
+  weights.options.mode = mode;
+  if (mode == adore::score_mode::distance) {
+    weights.options.position = adore::position_feature::distance;
+  }
+  if (mode == adore::score_mode::index_over_length) {
+    weights.options.position = adore::position_feature::index_over_length;
+  }
+  weights.options.input = adore::input_scaling::rms;
+  weights.inputs = inputs;
+  weights.hidden = 128;
+  weights.outputs = 1;
+  std::mt19937 random(1);
+  adore::controller_weights::tensors(
+      weights, [&](std::string const&, auto& values, auto const& shape, bool needed) {
+        std::size_t size = needed ? 1 : 0;
+        for (adore::index_t const length : shape) size *= static_cast<std::size_t>(length);
+        std::normal_distribution<float> normal(0.0F,
+                                               1.0F / std::sqrt(static_cast<float>(shape.back())));
+        values.resize(size);
+        for (float& x : values) x = normal(random);
+      });
+  return weights;
+}
 
 /// Milliseconds of each of the last steps, by the device's clock.
 template <class T>
@@ -64,6 +100,18 @@ void run(request const& asked) {
     options.reach = reach;
   }
   int const longest = asked.tokens + asked.steps;
+  std::optional<adore::controller_weights> controller;
+  if (!asked.controller.empty()) {
+    adore::score_mode mode{};
+    if (!adore::detail::read_value(asked.controller, mode)) {
+      throw std::invalid_argument("--controller: must be " + adore::detail::choices(mode));
+    }
+    controller = random_controller(mode, shape.width);
+    options.controller = &*controller;
+    options.embeddings = weights.embedding().data.data();
+    options.vocabulary = shape.vocabulary;
+  }
+  if (!asked.rebuild.empty()) options.rebuild = adore::rebuild_of(asked.rebuild);
   auto const cache = on_device::make_device_cache<T>(asked.policy,
                                                      {.rows = asked.sequences,
                                                       .layers = shape.layers,
@@ -84,9 +132,16 @@ void run(request const& asked) {
 
   // A cache with a budget is full after so many steps and releases from then on; one without is
   // measured around --tokens. Two more steps warm up and capture.
-  int const untimed =
-      std::max(2, bounded ? cache->nominal_budget() + 2 : asked.tokens - (asked.steps + 1) / 2);
-  std::vector<float> ms = time_steps(engine, untimed, asked.steps);
+  // What scores all tokens, or brings them back, depends on the length too.
+  bool const has_past = controller.has_value() || !asked.rebuild.empty();
+  int const untimed = std::max(
+      2, bounded && !has_past ? cache->nominal_budget() + 2 : asked.tokens - (asked.steps + 1) / 2);
+  (void)time_steps(engine, untimed, 0);
+  adore::rebuild_counts const before = cache->rebuild_cost(engine.stream());
+  auto const traffic_before = cache->tier_cost(engine.stream());
+  std::vector<float> ms = time_steps(engine, 0, asked.steps);
+  adore::rebuild_counts const after = cache->rebuild_cost(engine.stream());
+  auto const traffic = cache->tier_cost(engine.stream());
   std::sort(ms.begin(), ms.end());
   float const median = ms[ms.size() / 2];
   if (cache->tokens_without_room(engine.stream()) > 0) throw std::logic_error("out of slots");
@@ -108,6 +163,20 @@ void run(request const& asked) {
               static_cast<double>(ms.front()),
               static_cast<double>(ms.back()),
               1e3 * asked.sequences / static_cast<double>(median));
+  if (!asked.rebuild.empty()) {
+    double const steps = asked.steps;
+    std::printf("%s: rows computed again per step %.2f, entering tokens %.2f, waiting %.2f\n",
+                asked.rebuild.c_str(),
+                static_cast<double>(after.computed - before.computed) / steps,
+                static_cast<double>(after.entered - before.entered) / steps,
+                static_cast<double>(after.deferred - before.deferred) / steps);
+    if (traffic.allocated > 0) {
+      std::printf("tier %.3f GB; per step %.3f MB to the host, %.3f MB from it\n",
+                  static_cast<double>(traffic.allocated) / gigabyte,
+                  static_cast<double>(traffic.to_host - traffic_before.to_host) / 1e6 / steps,
+                  static_cast<double>(traffic.from_host - traffic_before.from_host) / 1e6 / steps);
+    }
+  }
   std::printf("K/V %.3f GB allocated, %.3f GB kept; weights read per step %.3f GB\n",
               static_cast<double>(cache->allocated_bytes()) / gigabyte,
               static_cast<double>(cache->live_bytes(engine.stream())) / gigabyte,
@@ -127,7 +196,13 @@ int main(int count, char** arguments) {
   app.add_option("--policy", asked.policy, "name or name(field=value,...)")->capture_default_str();
   app.add_option("--budget", asked.budget, "tokens that a lane keeps")->capture_default_str();
   app.add_option("--scope", asked.reach, "default, model, layer or kv_head")->capture_default_str();
-  app.add_option("--tokens", asked.tokens, "length at which a policy without a budget is measured")
+  app.add_option("--controller",
+                 asked.controller,
+                 "score mode of a controller with random weights, for adaptive_release");
+  app.add_option("--rebuild", asked.rebuild, "rebuild(count=8,schedule=on_entry,...)");
+  app.add_option("--tokens",
+                 asked.tokens,
+                 "length at which a policy without a budget, or with a past, is measured")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--steps", asked.steps, "timed steps")

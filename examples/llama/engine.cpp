@@ -66,7 +66,9 @@ std::span<float const> engine::step(std::span<group> groups) {
   }
 
   normalise(x_, model_.final_norm, normed_);
-  multiply(model_.output_head(), normed_, logits_);
+  int const predicted = gather_new(normed_);
+  logits_.resize(static_cast<std::size_t>(predicted) * static_cast<std::size_t>(model_.vocabulary));
+  multiply(model_.output_head(), normed_, logits_, predicted);
 
   for (std::size_t g = 0; g < groups.size(); ++g) {
     auto const start = std::chrono::steady_clock::now();
@@ -78,29 +80,38 @@ std::span<float const> engine::step(std::span<group> groups) {
 
 /// Announces the step to every cache and makes room for its activations.
 void engine::begin(std::span<group> groups) {
+  for (group const& part : groups) {
+    for (adore::row_tokens const& row : part.rows) {
+      for (std::int32_t const id : row.tokens) {
+        if (id >= 0 && id < model_.vocabulary) continue;
+        throw std::invalid_argument("token id = " + std::to_string(id) + ": the model has " +
+                                    std::to_string(model_.vocabulary) + " tokens");
+      }
+    }
+    if (part.cache->takes_scores() && part.scorer == nullptr) {
+      throw std::invalid_argument(part.cache->policy() +
+                                  " ranks by a controller's scores: give the group a scorer");
+    }
+  }
   ids_.clear();
   first_token_.clear();
+  new_tokens_.clear();
   stage_seconds_.assign(groups.size(), 0.0);
   for (std::size_t g = 0; g < groups.size(); ++g) {
+    auto const start = std::chrono::steady_clock::now();
+    group& part = groups[g];
     first_token_.push_back(static_cast<int>(ids_.size()));
-    for (adore::row_tokens const& row : groups[g].rows) {
+    if (part.scorer != nullptr) part.scorer->score(part.rows);
+    if (part.is_prompt) {
+      part.cache->begin_prompt(part.rows.front());
+    } else {
+      part.cache->begin_step(part.rows);
+    }
+    for (adore::row_tokens const& row : part.rows) {
       ids_.insert(ids_.end(), row.tokens.begin(), row.tokens.end());
     }
-  }
-  for (std::int32_t const id : ids_) {
-    if (id < 0 || id >= model_.vocabulary) {
-      throw std::invalid_argument("token id = " + std::to_string(id) + ": the model has " +
-                                  std::to_string(model_.vocabulary) + " tokens");
-    }
-  }
-  for (std::size_t g = 0; g < groups.size(); ++g) {
-    auto const start = std::chrono::steady_clock::now();
-    if (groups[g].is_prompt) {
-      adore::row_tokens const& row = groups[g].rows.front();
-      groups[g].cache->begin_prompt(row.row, row.count, row.tokens);
-    } else {
-      groups[g].cache->begin_step(groups[g].rows);
-    }
+    new_tokens_.push_back(static_cast<int>(ids_.size()) - first_token_.back());
+    for (adore::rebuilt_token const& back : part.cache->rebuilt()) ids_.push_back(back.id);
     stage_seconds_[g] += seconds_since(start);
   }
   tokens_ = static_cast<int>(ids_.size());
@@ -111,7 +122,6 @@ void engine::begin(std::span<group> groups) {
   for (auto* const data : {&q_, &attended_}) sized(*data, model_.heads * model_.channels);
   for (auto* const data : {&k_, &v_}) sized(*data, model_.kv_heads * model_.channels);
   for (auto* const data : {&gate_, &up_}) sized(*data, model_.hidden);
-  sized(logits_, model_.vocabulary);
 }
 
 /// Each group's part of the batch goes through its own cache.
@@ -140,14 +150,30 @@ void engine::attend(std::span<group> groups, int layer) {
   workers_.for_each(count - 1, [&](int g) { attend_group(g + 1); });
 }
 
+/// Moves the new tokens' rows of [token, width] together; returns how many they are.
+int engine::gather_new(std::vector<float>& rows) const {
+  int to = 0;
+  for (std::size_t g = 0; g < new_tokens_.size(); ++g) {
+    auto const first = rows.begin() + std::ptrdiff_t{first_token_[g]} * model_.width;
+    std::copy_n(first,
+                std::ptrdiff_t{new_tokens_[g]} * model_.width,
+                rows.begin() + std::ptrdiff_t{to} * model_.width);
+    to += new_tokens_[g];
+  }
+  return to;
+}
+
 /// y[token, rows] = x[token, columns] W^T, the rows of W divided among the threads.
-void engine::multiply(matrix const& w, std::vector<float> const& x, std::vector<float>& y) {
+void engine::multiply(matrix const& w,
+                      std::vector<float> const& x,
+                      std::vector<float>& y,
+                      int tokens) {
   constexpr int parts = 4;  // whatever the number of threads, so that the bits are the same
   workers_.for_each(parts, [&](int part) {
     int const first = static_cast<int>(std::int64_t{w.rows} * part / parts);
     int const rows = static_cast<int>(std::int64_t{w.rows} * (part + 1) / parts) - first;
     float const* const w_rows = w.data.data() + std::ptrdiff_t{first} * w.columns;
-    if (tokens_ == 1) {
+    if (tokens == 1) {
       cblas_sgemv(CblasRowMajor,
                   CblasNoTrans,
                   rows,
@@ -164,7 +190,7 @@ void engine::multiply(matrix const& w, std::vector<float> const& x, std::vector<
       cblas_sgemm(CblasRowMajor,
                   CblasNoTrans,
                   CblasTrans,
-                  tokens_,
+                  tokens,
                   rows,
                   w.columns,
                   1.0F,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "llama/model.hpp"
+#include "llama/token_scorer.hpp"
 #include "llama/workers.hpp"
 #include <adore/any_cache.hpp>
 
@@ -20,6 +21,7 @@ struct group {
   std::vector<adore::row_tokens> rows;  ///< new tokens of this step, with their ids
   adore::any_cache::watcher watch{};    ///< sees this group's attention; may be empty
   bool is_prompt = false;               ///< one row's dense prompt instead of a step
+  token_scorer* scorer = nullptr;       ///< for a policy that takes scores
 };
 
 class engine {
@@ -48,16 +50,21 @@ class engine {
  private:
   void begin(std::span<group> groups);
   void attend(std::span<group> groups, int layer);
-  void multiply(matrix const& w, std::vector<float> const& x, std::vector<float>& y);
+  void multiply(matrix const& w, std::vector<float> const& x, std::vector<float>& y, int tokens);
+  void multiply(matrix const& w, std::vector<float> const& x, std::vector<float>& y) {
+    multiply(w, x, y, tokens_);
+  }
+  int gather_new(std::vector<float>& rows) const;
   void normalise(std::vector<float> const& x,
                  std::vector<float> const& gain,
                  std::vector<float>& y) const;
 
   model const& model_;
   workers workers_;
-  int tokens_ = 0;                     // new tokens of the step
-  std::vector<std::int32_t> ids_;      // [token]
+  int tokens_ = 0;                     // of the step
+  std::vector<std::int32_t> ids_;      // [token], group after group: new ones, then rebuilt ones
   std::vector<int> first_token_;       // [group]
+  std::vector<int> new_tokens_;        // [group]
   std::vector<float> x_, normed_;      // [token, width]
   std::vector<float> q_, k_, v_;       // [token, head, channel], [token, kv_head, channel] twice
   std::vector<float> attended_;        // [token, head, channel]

@@ -36,6 +36,7 @@ class any_cache {
   virtual scope reach() const = 0;
   virtual position_scheme scheme() const = 0;
   virtual kv_shape shape() const = 0;
+  virtual bool takes_scores() const = 0;  ///< of a controller
 
   virtual void open(index_t row, std::uint64_t seed) = 0;
   virtual void close(index_t row) = 0;
@@ -44,7 +45,8 @@ class any_cache {
   virtual void restore(index_t row, row_snapshot const& saved) = 0;
 
   virtual void begin_step(std::span<row_tokens const> rows) = 0;
-  virtual void begin_prompt(index_t row, index_t count, std::span<index_t const> tokens) = 0;
+  virtual void begin_prompt(row_tokens const& whole) = 0;
+  virtual std::span<rebuilt_token const> rebuilt() const = 0;
   virtual std::span<position_t const> positions() const = 0;
   virtual void append(index_t layer, token_view<float const> k, token_view<float const> v) = 0;
   /// @param watch  may be empty
@@ -60,9 +62,12 @@ class any_cache {
   virtual void set_budget(index_t row, index_t budget) = 0;
   virtual void reserve(index_t row, index_t tokens) = 0;
   virtual std::vector<position_t> kept(index_t row, index_t layer, index_t kv_head) const = 0;
+  virtual std::vector<position_t> back(index_t row) const = 0;
   virtual std::size_t allocated_bytes() const = 0;
   /// Bytes of K and V of the tokens that are kept now.
   virtual std::size_t live_bytes() const = 0;
+  virtual rebuild_counts rebuild_cost() const = 0;
+  virtual std::size_t tier_bytes() const = 0;
 
  protected:
   any_cache() = default;
@@ -81,6 +86,7 @@ class cache_of final : public any_cache {
   scope reach() const override { return cache_.reach(); }
   position_scheme scheme() const override { return cache_.scheme(); }
   kv_shape shape() const override { return cache_.books().shape(); }
+  bool takes_scores() const override { return scores_tokens<P>; }
 
   void open(index_t row, std::uint64_t seed) override { cache_.open(row, seed); }
   void close(index_t row) override { cache_.close(row); }
@@ -89,9 +95,8 @@ class cache_of final : public any_cache {
   void restore(index_t row, row_snapshot const& saved) override { cache_.restore(row, saved); }
 
   void begin_step(std::span<row_tokens const> rows) override { cache_.begin_step(rows); }
-  void begin_prompt(index_t row, index_t count, std::span<index_t const> tokens) override {
-    cache_.begin_prompt(row, count, tokens);
-  }
+  void begin_prompt(row_tokens const& whole) override { cache_.begin_prompt(whole); }
+  std::span<rebuilt_token const> rebuilt() const override { return cache_.rebuilt(); }
   std::span<position_t const> positions() const override { return cache_.positions(); }
   void append(index_t layer, token_view<float const> k, token_view<float const> v) override {
     cache_.append(layer, k, v);
@@ -116,6 +121,7 @@ class cache_of final : public any_cache {
   std::vector<position_t> kept(index_t row, index_t layer, index_t kv_head) const override {
     return cache_.kept(row, layer, kv_head);
   }
+  std::vector<position_t> back(index_t row) const override { return cache_.back(row); }
   std::size_t allocated_bytes() const override { return cache_.store().allocated_bytes(); }
   std::size_t live_bytes() const override {
     ledger<P> const& books = cache_.books();
@@ -129,6 +135,9 @@ class cache_of final : public any_cache {
     }
     return tokens * shared * static_cast<std::size_t>(shape.channels) * 2 * sizeof(T);
   }
+
+  rebuild_counts rebuild_cost() const override { return cache_.rebuild_cost(); }
+  std::size_t tier_bytes() const override { return cache_.tier_bytes(); }
 
  private:
   kv_cache<host_store<T>, P> cache_;
@@ -174,7 +183,7 @@ std::unique_ptr<any_cache> make_cache(std::string_view text,
     kv_shape const shape{request.rows,
                          request.layers,
                          request.kv_heads,
-                         slots_for(policy, request, options.max_new),
+                         slots_for(policy, request, options.max_new + options.rebuild.count),
                          request.channels};
     cache = std::make_unique<detail::cache_of<T, P>>(shape, policy, options);
   });

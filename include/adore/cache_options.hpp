@@ -4,6 +4,7 @@
 
 #include "adore/eviction/compact.hpp"
 #include "adore/positions/rope.hpp"
+#include "adore/rebuild/schedule.hpp"
 #include "adore/types.hpp"
 
 #include <cstddef>
@@ -30,13 +31,19 @@ struct cache_options {
   std::optional<rope> rotation{};
   float attention_scale = 0.0F;  ///< factor of q.k; 0: 1 / sqrt(channels)
   std::size_t staging_limit_bytes = std::numeric_limits<std::size_t>::max();  ///< for dense prompts
+  rebuild_options rebuild{};  ///< released tokens that come back; needs scope model
 };
 
 /// One row's part of a step.
 struct row_tokens {
   index_t row;
   index_t count = 1;
-  std::span<index_t const> tokens{};  ///< vocabulary ids, for policies that read them; else empty
+  /// Vocabulary ids, for policies that read them and for tokens that may be rebuilt; else empty.
+  std::span<index_t const> tokens{};
+  /// A controller's logits, [output, token], of the sequence's newest tokens up to the last new
+  /// one: of the new ones, or of more whose score has changed. For policies that are given scores.
+  std::span<float const> scores{};
+  index_t outputs = 1;  ///< 1: the same for all lanes; layers; or layers x kv_heads
 };
 
 /// What one query paid attention to in one KV head: shown to whoever watches `attend`.

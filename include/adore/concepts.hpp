@@ -172,6 +172,12 @@ concept releases_newest_of_equals = requires {
   requires P::newest_first;
 };
 
+/// A policy whose lanes always hold the first tokens and an unbroken run of the newest ones.
+template <class P>
+concept keeps_sinks_and_window = requires {
+  requires P::sinks_and_window;
+};
+
 // ------------------------------------------------------------------ what else a policy looks at
 
 /// Looks at the key of a new token, through its squared norm; called once per KV head of the lane.
@@ -200,12 +206,6 @@ concept numbers_tokens = reads_tokens<P> && requires(P const& p, slot_state_of<P
 template <class P>
 concept scores_tokens = requires(P const& p, slot_state_of<P>& state, float logit) {
   p.score(state, logit);
-};
-
-/// Wants up to `rebuild_count` released tokens computed again before each step.
-template <class P>
-concept rebuilds_tokens = requires(P const& p) {
-  { p.rebuild_count() } -> std::same_as<index_t>;
 };
 
 /// Wants up to `recall_count` released tokens back that a layer's own query asks for.

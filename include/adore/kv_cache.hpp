@@ -12,10 +12,14 @@
 #include "adore/eviction/ledger.hpp"
 #include "adore/eviction/slot_order.hpp"
 #include "adore/kv_view.hpp"
+#include "adore/rebuild/rebuild_stage.hpp"
+#include "adore/rebuild/rebuildable.hpp"
 #include "adore/step_progress.hpp"
 #include "adore/step_tokens.hpp"
 #include "adore/stores/carry_out.hpp"
+#include "adore/stores/restore_stage.hpp"
 #include "adore/stores/store_concepts.hpp"
+#include "adore/token_scores.hpp"
 #include "adore/types.hpp"
 
 #include <algorithm>
@@ -39,13 +43,13 @@ namespace adore {
 ///     cache.end_step();                          now the policy decides
 ///
 /// Nothing is released and no state changes before `end_step`. Tokens of a step are packed row
-/// after row in the order of `begin_step`; q, k, v and out are [token, head, channel].
+/// after row in the order of `begin_step`; q, k, v and out are [token, head, channel]. If released
+/// tokens are rebuilt, those of `rebuilt()` follow the new ones.
 template <class Store, class Policy>
 class kv_cache {
   using policy_type = typename checked_policy<Policy>::type;
   using store_type = typename checked_store<Store>::type;
-  static_assert(!rebuilds_tokens<Policy> && !recalls_tokens<Policy>,
-                "adore: this cache neither rebuilds nor recalls tokens");
+  static_assert(!recalls_tokens<Policy>, "adore: this cache does not recall tokens");
   static constexpr bool by_slot = slot_store<Store>;
   static_assert(by_slot || !(scores_keys<Policy> || reads_tokens<Policy>),
                 "adore: a policy that looks at keys or token ids needs a store addressed by slot");
@@ -59,11 +63,18 @@ class kv_cache {
                 store_.shape(),
                 chosen_scope(),
                 options_.max_new,
-                by_slot ? placement::by_ledger : placement::by_store),
+                by_slot ? placement::by_ledger : placement::by_store,
+                options_.rebuild.count),
         order_(store_.shape().sequences * ledger_.lanes_per_row()),
         progress_(store_.shape(), options_.max_new),
         storage_(policy, scheme(), options_.rotation, ledger_.slots()),
-        attention_(ledger_, options_.reduction) {
+        attention_(ledger_, options_.reduction),
+        rebuild_(options_.rebuild, store_.shape().sequences),
+        restore_(store_) {
+    if (rebuild_.active()) {
+      require_rebuildable<Policy>(options_, by_slot, reach(), scheme());
+      if constexpr (by_slot) restore_.start(rebuild_.tier_limit());
+    }
     if constexpr (budgets_lanes<Policy>) {
       if (reach() == scope::model && ledger_.shape().layers > 1) {
         throw std::invalid_argument(
@@ -96,6 +107,8 @@ class kv_cache {
     progress_.require_idle("open");
     ledger_.open(row, seed);
     for_lanes(row, [&](index_t lane) { order_.clear(lane); });
+    rebuild_.open(row);
+    if constexpr (by_slot) restore_.forget(row);
   }
   void close(index_t row) {
     progress_.require_idle("close");
@@ -122,15 +135,21 @@ class kv_cache {
     } else {
       store_.fork(from, to);
     }
+    rebuild_.fork(from, to);
+    if constexpr (by_slot) restore_.fork(rebuild_, from, to);
   }
   /// A row's books as they are now; K/V are the store's to save, in the same slots.
+  ///
+  /// @throws std::logic_error if released tokens may come back: the books do not know them all
   row_snapshot snapshot(index_t row) const {
     progress_.require_idle("snapshot");
+    refuse_rebuild("snapshot");
     return ledger_.snapshot(row);
   }
   /// Opens a free row with saved books.
   void restore(index_t row, row_snapshot const& saved) {
     progress_.require_idle("restore");
+    refuse_rebuild("restore");
     ledger_.restore(row, saved);
     for_lanes(row, [&](index_t lane) { order_.assign(lane, ledger_.positions(lane)); });
   }
@@ -151,10 +170,12 @@ class kv_cache {
   ///         twice, or if the policy reads tokens and none are given
   /// @throws std::length_error if a lane has too few free slots, or a sequence is at its end
   void begin_step(std::span<row_tokens const> rows) {
+    for (row_tokens const& row : rows) check_tokens(row);
     progress_.begin_step(ledger_, rows, by_slot);
     ledger_.forget_released();
     attention_.begin();
     tokens_.begin();
+    rebuild_.begin();
     for (row_tokens const& row : rows) {
       tokens_.add(row);
       for_lanes(row.row, [&](index_t lane) {
@@ -162,8 +183,27 @@ class kv_cache {
         if constexpr (by_slot) tokens_.enter(ledger_, order_, lane, row);
       });
       tokens_.number(ledger_, row.row, row.count);
+      hear(row);
+    }
+    if constexpr (by_slot) {
+      rebuild_.choose(ledger_, order_, rows);
+      if (rebuild_.restores()) {
+        for (rebuilt_token const& back : rebuild_.entering()) restore_.bring_back(store_, back);
+      } else {
+        for (rebuilt_token const& back : rebuild_.entering()) tokens_.number(back.position);
+        progress_.add_rebuilt(static_cast<index_t>(rebuild_.entering().size()));
+      }
     }
   }
+
+  /// Released tokens that the engine computes again in this step, behind the new ones.
+  std::span<rebuilt_token const> rebuilt() const noexcept {
+    return rebuild_.restores() ? std::span<rebuilt_token const>{} : rebuild_.entering();
+  }
+  /// How much has come back since the cache was made.
+  rebuild_counts const& rebuild_cost() const noexcept { return rebuild_.counts(); }
+  /// Bytes of released K and V that could come back (schedule `restore`).
+  std::size_t tier_bytes() const noexcept requires by_slot { return restore_.bytes(); }
 
   /// Rotary positions of the step's tokens, [token], for an engine that turns q and k itself.
   std::span<position_t const> positions() const noexcept { return tokens_.rotary(); }
@@ -213,11 +253,20 @@ class kv_cache {
         }
       }
     }
+    index_t token = progress_.new_tokens();
+    for (rebuilt_token const& back : rebuilt()) {
+      for (index_t head = 0; head < kv_heads; ++head) {
+        slot_view const place{back.position, back.position};
+        storage_.put_key(keys, back.row, head, back.slot, place, k(token, head));
+        storage_.put_value(values, back.row, head, back.slot, v(token, head));
+      }
+      ++token;
+    }
   }
 
   /// Attention of the step's queries, [token, head, channel] in and out; the policy observes.
   ///
-  /// @param watch  called with an `attention_record` per query and KV head
+  /// @param watch  called with an `attention_record` per new token and KV head
   template <class Watcher = no_watcher>
   void attend(index_t layer,
               token_view<float const> q,
@@ -249,6 +298,22 @@ class kv_cache {
                             scale(),
                             watch);
     }
+    index_t token = progress_.new_tokens();
+    for (rebuilt_token const& back : rebuilt()) {
+      attention_.attend_rebuilt(ledger_,
+                                order_,
+                                storage_,
+                                layer,
+                                back,
+                                rebuilt(),
+                                options_.rebuild.mask,
+                                token++,
+                                kv_view_of(store_.keys(layer)),
+                                kv_view_of(store_.values(layer)),
+                                q,
+                                out,
+                                scale());
+    }
   }
 
   /// Hands over the attention of an engine that attends by itself.
@@ -261,9 +326,9 @@ class kv_cache {
                std::span<position_t const> columns = {}) {
     progress_.require_step("observe");
     progress_.check_heads("observe", weights.heads);
-    if (weights.tokens != progress_.tokens()) {
+    if (weights.tokens != progress_.new_tokens()) {
       throw std::logic_error("adore: observe: weights of " + std::to_string(weights.tokens) +
-                             " tokens for a step of " + std::to_string(progress_.tokens()));
+                             " tokens for a step of " + std::to_string(progress_.new_tokens()));
     }
     if (!columns.empty() && columns.size() != static_cast<std::size_t>(weights.channels)) {
       throw std::logic_error("adore: observe: one position per column is needed");
@@ -293,6 +358,16 @@ class kv_cache {
         index_t const row = progress_.rows().front().row;
         ledger_.advance(row, progress_.tokens());
         for_lanes(row, [&](index_t lane) { ledger_.finish_prompt(lane); });
+        if (rebuild_.active()) {
+          rebuild_.follow_prompt(ledger_, row, prompt_.states());
+          if (rebuild_.restores()) {
+            index_t const free = ledger_.slots() - 1;  // each passes through it
+            for (released_token const& gone : ledger_.released()) {
+              prompt_.put(gone.position, free, storage_, store_);
+              restore_.stow(store_, rebuild_, row, gone.position, free);
+            }
+          }
+        }
         progress_.end();
         return;
       }
@@ -311,7 +386,9 @@ class kv_cache {
         if constexpr (reads_tokens<Policy>) {
           if (stay < step.count) tokens_.unhear(ledger_, lane, step.first, stay);
         }
-        ledger_.commit(lane, stay, attention_.accepted_weights(policy(), lane, stay));
+        float const* const weights = attention_.accepted_weights(policy(), lane, stay);
+        rebuild_.settle(ledger_, order_, step.row, stay, weights);
+        ledger_.commit(lane, stay, weights);
       });
       ledger_.advance(step.row, stay);
     }
@@ -329,17 +406,20 @@ class kv_cache {
   /// `end_step` selects once.
   ///
   /// @throws std::length_error naming the bytes, if the staging area is larger than allowed
-  void begin_prompt(index_t row,
-                    index_t count,
-                    std::span<index_t const> tokens = {}) requires by_slot {
+  void begin_prompt(row_tokens const& whole) requires by_slot {
+    index_t const row = whole.row;
+    index_t const count = whole.count;
     if (prompt_staging_bytes(count) > options_.staging_limit_bytes) {
       throw std::length_error("adore: a dense prompt of " + std::to_string(count) +
                               " tokens needs " + std::to_string(prompt_staging_bytes(count)) +
                               " bytes of staging; the limit is " +
                               std::to_string(options_.staging_limit_bytes) + "; use chunks");
     }
-    row_tokens const whole{row, count, tokens};
+    check_tokens(whole);
     progress_.begin_prompt(ledger_, whole);
+    rebuild_.begin();
+    if (rebuild_.active()) rebuild_.past(row).append(whole.tokens);
+    if constexpr (scores_tokens<Policy>) score_past(whole, count - 1);
     ledger_.forget_released();
     prompt_.begin(ledger_, row, whole);
     tokens_.begin();
@@ -357,7 +437,7 @@ class kv_cache {
       continue_with(row, tokens, forward);
       return;
     }
-    begin_prompt(row, static_cast<index_t>(tokens.size()), tokens);
+    begin_prompt({row, static_cast<index_t>(tokens.size()), tokens});
     forward(tokens);
     end_step();
   }
@@ -407,6 +487,15 @@ class kv_cache {
   std::vector<position_t> kept(index_t row, index_t layer = 0, index_t kv_head = 0) const {
     return ledger_.kept(ledger_.lane(row, layer, kv_head));
   }
+  /// Positions of the released tokens that are back in the row at present, ascending.
+  std::vector<position_t> back(index_t row) const {
+    std::vector<position_t> result;
+    for (position_t const p : ledger_.positions(ledger_.lane(row, 0, 0))) {
+      if (is_guest(p)) result.push_back(guest_mark(p));
+    }
+    std::sort(result.begin(), result.end());
+    return result;
+  }
   /// What the last step, or the last change of a budget, released.
   std::span<released_token const> released() const noexcept { return ledger_.released(); }
 
@@ -448,18 +537,59 @@ class kv_cache {
     } else if constexpr (budgets_prompt<Policy>) {
       budget = std::min(budget, policy().prompt_budget());
     }
-    index_t const room = by_slot ? ledger_.slots() - options_.max_new : store_.capacity();
+    index_t const room =
+        by_slot ? ledger_.slots() - options_.max_new - options_.rebuild.count : store_.capacity();
     if (budget != unbounded && budget > room) {
-      throw std::invalid_argument("adore: budget = " + std::to_string(budget) +
-                                  ": the store has room for " + std::to_string(room) +
-                                  " tokens per lane beside the " +
-                                  std::to_string(options_.max_new) + " that a step may bring");
+      throw std::invalid_argument(
+          "adore: budget = " + std::to_string(budget) + ": the store has room for " +
+          std::to_string(room) + " tokens per lane beside the " +
+          std::to_string(options_.max_new + options_.rebuild.count) + " that a step may bring");
     }
+  }
+  void refuse_rebuild(char const* what) const {
+    if (!rebuild_.active()) return;
+    throw std::logic_error(std::string("adore: ") + what +
+                           ": released tokens may come back, and a snapshot does not hold them");
   }
   float scale() const {
     return options_.attention_scale != 0.0F
                ? options_.attention_scale
                : 1.0F / std::sqrt(static_cast<float>(ledger_.shape().channels));
+  }
+
+  void check_tokens(row_tokens const& row) const {
+    check_scores(row, ledger_.shape(), ledger_.next_position(row.row));
+    if (!row.scores.empty() && !scores_tokens<Policy>) {
+      throw std::logic_error("adore: row " + std::to_string(row.row) +
+                             " brings scores, but this policy takes none");
+    }
+    if (rebuild_.active() && row.tokens.size() != static_cast<std::size_t>(row.count)) {
+      throw std::logic_error(
+          "adore: row " + std::to_string(row.row) +
+          ": tokens that may be rebuilt need their ids; give them to begin_step");
+    }
+  }
+  /// The row's new tokens are in their lanes.
+  void hear(row_tokens const& row) {
+    if (rebuild_.active()) rebuild_.past(row.row).append(row.tokens);
+    if constexpr (scores_tokens<Policy>) {
+      if (row.scores.empty()) return;
+      position_t const newest = ledger_.next_position(row.row) + row.count - 1;
+      for_lanes(row.row, [&](index_t lane) {
+        give_scores(
+            policy(),
+            ledger_.slots_of(lane),
+            scores_of(row, ledger_.shape(), ledger_.layer_of(lane), ledger_.head_of(lane), newest));
+      });
+      score_past(row, newest);
+    }
+  }
+  void score_past(row_tokens const& row, position_t newest) requires scores_tokens<Policy> {
+    if (!rebuild_.active() || row.scores.empty()) return;
+    token_scores const scores = scores_of(row, ledger_.shape(), 0, 0, newest);
+    for (position_t p = scores.first; p <= newest; ++p) {
+      policy().score(rebuild_.past(row.row).state(p), scores.of(p));
+    }
   }
 
   template <class Action>
@@ -494,7 +624,17 @@ class kv_cache {
     for_lanes(row, action);
     settle();
   }
-  void settle() { carry_out(store_, ledger_, order_, options_.compact); }
+  void settle() {
+    rebuild_.follow(ledger_);
+    if constexpr (by_slot) {
+      if (rebuild_.active() && rebuild_.restores()) {
+        for (released_token const& gone : ledger_.released()) {
+          restore_.stow(store_, rebuild_, ledger_.row_of(gone.lane), gone.position, gone.slot);
+        }
+      }
+    }
+    carry_out(store_, ledger_, order_, options_.compact);
+  }
 
   Store store_;
   cache_options options_;
@@ -505,6 +645,8 @@ class kv_cache {
   key_storage<Policy> storage_;
   step_attention<Policy> attention_;
   prompt_stage<Policy> prompt_;
+  rebuild_stage<Policy> rebuild_;
+  restore_stage<Store> restore_;
 };
 
 }  // namespace adore

@@ -119,7 +119,8 @@ template <described P>
 std::string to_text(P policy) {
   std::string fields;
   P::fields(policy, [&](std::string_view name, auto& value) {
-    fields += (fields.empty() ? "" : ",") + std::string(name) + "=" + detail::write_value(value);
+    fields.append(fields.empty() ? "" : ",").append(name).append("=");
+    fields.append(detail::write_value(value));
   });
   std::string text(P::name);
   if (!fields.empty()) text.append("(").append(fields).append(")");

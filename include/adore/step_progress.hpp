@@ -28,7 +28,10 @@ class step_progress {
   step_progress(kv_shape const& shape, index_t max_new) : shape_(shape), max_new_(max_new) {}
 
   std::span<row_step const> rows() const noexcept { return rows_; }
-  index_t tokens() const noexcept { return tokens_; }
+  index_t tokens() const noexcept { return tokens_; }  ///< all that the step computes
+  index_t new_tokens() const noexcept { return new_tokens_; }
+  /// Tokens that are computed again, behind the new ones.
+  void add_rebuilt(index_t count) noexcept { tokens_ = new_tokens_ + count; }
   bool in_prompt() const noexcept { return stage_ == stage::prompt; }
 
   void require_idle(char const* what) const {
@@ -173,12 +176,11 @@ class step_progress {
   void check_room(ledger<P> const& books, row_tokens const& row) const {
     index_t const first = row.row * books.lanes_per_row();
     for (index_t lane = first; lane < first + books.lanes_per_row(); ++lane) {
-      if (shape_.slots - books.occupied(lane) < row.count) {
-        throw std::length_error("adore: row " + std::to_string(row.row) + " has " +
-                                std::to_string(shape_.slots - books.occupied(lane)) + " of " +
-                                std::to_string(shape_.slots) + " slots free for " +
-                                std::to_string(row.count) +
-                                " new tokens; give the store more slots or the policy a budget");
+      if (books.room(lane) < row.count) {
+        throw std::length_error(
+            "adore: row " + std::to_string(row.row) + " has " + std::to_string(books.room(lane)) +
+            " of " + std::to_string(shape_.slots) + " slots free for " + std::to_string(row.count) +
+            " new tokens; give the store more slots or the policy a budget");
       }
     }
   }
@@ -189,13 +191,14 @@ class step_progress {
       rows_.push_back({row.row, row.count, tokens_});
       tokens_ += row.count;
     }
+    new_tokens_ = tokens_;
     layers_.assign(static_cast<std::size_t>(shape_.layers), {});
     stage_ = what;
   }
 
   kv_shape shape_;
   index_t max_new_;
-  index_t tokens_ = 0;  // of the step
+  index_t tokens_ = 0, new_tokens_ = 0;  // of the step
   stage stage_ = stage::idle;
   std::vector<row_step> rows_;
   std::vector<layer_done> layers_;  // [layer]

@@ -3,6 +3,8 @@
 // slot and of its lane.
 #pragma once
 
+#include "adore/host_device.hpp"
+
 #include <cstdint>
 #include <limits>
 
@@ -13,6 +15,17 @@ using position_t = std::int32_t;  ///< arrival number of a token in its sequence
 
 inline constexpr position_t no_position = -1;  ///< stands in a slot that holds no token
 inline constexpr position_t last_position = std::numeric_limits<position_t>::max() - 1;
+
+/// How a guest's position stands in its slot: a released token that is back for a while (rebuilt or
+/// restored) is attended, but is no candidate for release, and a number below `no_position` says
+/// so. Its own inverse.
+ADORE_HOST_DEVICE constexpr position_t guest_mark(position_t position) noexcept {
+  return -2 - position;
+}
+ADORE_HOST_DEVICE constexpr bool is_guest(position_t in_slot) noexcept {
+  return in_slot < no_position;
+}
+
 inline constexpr index_t unbounded = std::numeric_limits<index_t>::max();  ///< a budget: no limit
 
 /// Priority of a slot that is released at the end of the step even when there is room for it.

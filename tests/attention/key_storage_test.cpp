@@ -52,7 +52,7 @@ std::vector<float> outputs(tensors const& all, std::optional<rope> rotation, ind
     index_t const count = step == 0 ? end : step;
     std::span<index_t const> const ids(text.data() + begin, static_cast<std::size_t>(count));
     if (step == 0) {
-      cache.begin_prompt(0, count, ids);
+      cache.begin_prompt({0, count, ids});
     } else {
       cache.begin_step(row_tokens{0, count, ids});
     }

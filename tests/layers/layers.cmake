@@ -13,7 +13,7 @@ set(rows
     "concepts.hpp checked_policy.hpp policies/adaptors/forwards.hpp"
     "strangers: policies/ policies/adaptors/ controller/ positions/"
     "policies/every_policy.hpp policy_text.hpp"
-    "eviction/ cache_options.hpp"
+    "eviction/ rebuild/schedule.hpp rebuild_text.hpp cache_options.hpp token_scores.hpp"
     "strangers: rebuild/ recall/ attention/"
     "stores/"
     "step_progress.hpp step_tokens.hpp kv_cache.hpp any_cache.hpp"

@@ -3,8 +3,11 @@
 // other batches, with other thread counts, scopes and policies.
 #include "llama/engine.hpp"
 
+#include "controller/random_controller.hpp"
 #include "llama/naive_forward.hpp"
 #include "llama/tiny_model.hpp"
+#include "llama/token_scorer.hpp"
+#include <adore/rebuild_text.hpp>
 
 #include <doctest/doctest.h>
 
@@ -59,11 +62,33 @@ void keep(std::span<float const> logits, std::size_t vocabulary, logits_t& to) {
   }
 }
 
+/// A controller of random numbers, for policies that take scores.
+class test_scorer {
+ public:
+  explicit test_scorer(llama_example::model const& weights,
+                       adore::score_mode mode = adore::score_mode::static_score)
+      : controller_(random_weights(mode, weights.width)), scorer_(controller_, weights, 4) {}
+  llama_example::token_scorer* for_cache(adore::any_cache const& cache) {
+    return cache.takes_scores() ? &scorer_ : nullptr;
+  }
+
+ private:
+  static adore::controller_weights random_weights(adore::score_mode mode, int width) {
+    std::mt19937 random(3);
+    adore::controller_options options;
+    options.mode = mode;
+    return adore::testing::random_controller(random, options, width, 8, 1);
+  }
+  adore::controller controller_;
+  llama_example::token_scorer scorer_;
+};
+
 /// One row's text, token by token.
 logits_t alone(engine& engine, adore::any_cache& cache, adore::index_t row, tokens_t const& text) {
   logits_t logits;
+  test_scorer scorer(engine.weights());
   for (std::int32_t const& token : text) {
-    group part{.cache = &cache, .rows = {{row, 1, {&token, 1}}}};
+    group part{.cache = &cache, .rows = {{row, 1, {&token, 1}}}, .scorer = scorer.for_cache(cache)};
     keep(engine.step({&part, 1}), static_cast<std::size_t>(engine.weights().vocabulary), logits);
   }
   return logits;
@@ -293,6 +318,36 @@ TEST_CASE("a budget larger than the longest sequence is full attention") {
   CHECK(difference(alone(engine, wanted, text), full) < 1e-6);
 }
 
+TEST_CASE("kept and rebuilt tokens that are all tokens are full attention") {
+  loaded_model const model;
+  engine engine(model.weights, 1);
+  tokens_t const text = random_text(30, 15);
+  logits_t const full = alone(engine, {.tokens = 30}, text);
+  for (auto const mode : {adore::score_mode::static_score, adore::score_mode::query_conditioned}) {
+    for (char const* const rebuild : {"rebuild(count=22)", "rebuild(count=22,schedule=restore)"}) {
+      CAPTURE(rebuild);
+      adore::cache_options options = engine.cache_options();
+      options.rebuild = adore::rebuild_of(rebuild);
+      auto const cache =
+          engine.make_cache("adaptive_release", {.tokens = 30, .budget = 8}, options);
+      cache->open(0, 0);
+      test_scorer scorer(model.weights, mode);
+      logits_t logits;
+      for (std::int32_t const& token : text) {
+        group part{.cache = cache.get(),
+                   .rows = {{0, 1, {&token, 1}}},
+                   .scorer = scorer.for_cache(*cache)};
+        auto const all = engine.step({&part, 1});
+        REQUIRE(all.size() == static_cast<std::size_t>(model.weights.vocabulary));
+        keep(all, all.size(), logits);
+      }
+      CHECK(difference(logits, full) < 1e-5);
+      CHECK(cache->kept(0, 0, 0).size() == 8);
+      CHECK(cache->rebuild_cost().entered > 0);
+    }
+  }
+}
+
 TEST_CASE("policies in one batch do not see each other") {
   loaded_model const model;
   engine engine(model.weights, 1);
@@ -300,13 +355,17 @@ TEST_CASE("policies in one batch do not see each other") {
   std::vector<std::string> texts = every_policy_text();
   std::vector<std::unique_ptr<adore::any_cache>> caches;
   std::vector<logits_t> together(texts.size());
+  std::vector<std::unique_ptr<test_scorer>> scorers;
   for (std::string const& policy : texts) {
     caches.push_back(cache_for(engine, {.policy = policy, .budget = 8}));
+    scorers.push_back(std::make_unique<test_scorer>(model.weights));
   }
   for (std::size_t t = 0; t < text.size(); ++t) {
     std::vector<group> groups;
-    for (auto const& cache : caches) {
-      groups.push_back({.cache = cache.get(), .rows = {{0, 1, {&text[t], 1}}}});
+    for (std::size_t i = 0; i < caches.size(); ++i) {
+      groups.push_back({.cache = caches[i].get(),
+                        .rows = {{0, 1, {&text[t], 1}}},
+                        .scorer = scorers[i]->for_cache(*caches[i])});
     }
     logits_t all;
     keep(engine.step(groups), static_cast<std::size_t>(model.weights.vocabulary), all);
@@ -387,6 +446,7 @@ TEST_CASE("every policy runs at a budget of 8 and keeps to it") {
       bounded += holds ? 1 : 0;
 
       auto const cache = cache_for(engine, {.policy = policy, .budget = 8, .prompt = prompt});
+      test_scorer scorer(model.weights);
       std::size_t largest_kept = 0;
       auto const look = [&] {
         for (int layer = 0; layer < model.weights.layers; ++layer) {
@@ -401,13 +461,16 @@ TEST_CASE("every policy runs at a budget of 8 and keeps to it") {
       if (with_prompt) {
         group part{.cache = cache.get(),
                    .rows = {{0, prompt, std::span<std::int32_t const>(text).first(20)}},
-                   .is_prompt = true};
+                   .is_prompt = true,
+                   .scorer = scorer.for_cache(*cache)};
         for (float const logit : engine.step({&part, 1})) REQUIRE(std::isfinite(logit));
         look();
       }
       int records = 0;
       for (std::size_t t = with_prompt ? 20 : 0; t < text.size(); ++t) {
-        group part{.cache = cache.get(), .rows = {{0, 1, {&text[t], 1}}}};
+        group part{.cache = cache.get(),
+                   .rows = {{0, 1, {&text[t], 1}}},
+                   .scorer = scorer.for_cache(*cache)};
         part.watch = [&](adore::attention_record const& seen) {
           ++records;
           float sum = 0.0F;
@@ -424,5 +487,5 @@ TEST_CASE("every policy runs at a budget of 8 and keeps to it") {
       if (policy.starts_with("keep_all")) CHECK(largest_kept == 60);
     }
   }
-  CHECK(bounded == 2 * 13);  // not keep_all, sentinel, and three that only mask
+  CHECK(bounded == 2 * 15);  // not keep_all, sentinel, and three that only mask
 }

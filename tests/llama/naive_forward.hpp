@@ -59,14 +59,18 @@ inline void turn(tiny_model const& model, naive_vector& heads, int position) {
 }
 
 /// Attention of the newest token to the `window` newest, itself included, [head, channel].
+///
+/// @param seen  out, [token] probabilities summed over the heads
 inline naive_vector naive_attention(tiny_shape const& shape,
                                     naive_vector const& query,
                                     std::vector<naive_vector> const& keys,
                                     std::vector<naive_vector> const& values,
-                                    std::size_t window) {
+                                    std::size_t window,
+                                    naive_vector& seen) {
   naive_vector result;
   std::size_t const first = keys.size() - std::min(window, keys.size());
   auto const channels = static_cast<std::size_t>(shape.channels);
+  seen.assign(keys.size(), 0.0);
   for (int head = 0; head < shape.heads; ++head) {
     std::size_t const q = static_cast<std::size_t>(head) * channels;
     std::size_t const kv =
@@ -79,6 +83,7 @@ inline naive_vector naive_attention(tiny_shape const& shape,
       weights.push_back(std::exp(score / std::sqrt(static_cast<double>(channels))));
       total += weights.back();
     }
+    for (std::size_t t = first; t < keys.size(); ++t) seen[t] += weights[t - first] / total;
     for (std::size_t c = 0; c < channels; ++c) {
       double sum = 0.0;
       for (std::size_t t = first; t < keys.size(); ++t) {
@@ -92,11 +97,13 @@ inline naive_vector naive_attention(tiny_shape const& shape,
 
 /// Logits [token][vocabulary] of a text.
 ///
-/// @param window  newest tokens that a token attends to, itself included
+/// @param window     newest tokens that a token attends to, itself included
+/// @param attention  out, [layer][query][token] probabilities summed over the heads; or nothing
 inline std::vector<naive_vector> naive_forward(
     tiny_model const& model,
     std::vector<std::int32_t> const& tokens,
-    std::size_t window = std::numeric_limits<std::size_t>::max()) {
+    std::size_t window = std::numeric_limits<std::size_t>::max(),
+    std::vector<std::vector<naive_vector>>* attention = nullptr) {
   tiny_shape const& shape = model.shape;
   double const epsilon =
       double{std::get<float>(model.entries.at("llama.attention.layer_norm_rms_epsilon"))};
@@ -112,6 +119,7 @@ inline std::vector<naive_vector> naive_forward(
     };
     std::vector<naive_vector> keys;
     std::vector<naive_vector> values;
+    std::vector<naive_vector> seen(x.size());
     for (std::size_t t = 0; t < x.size(); ++t) {
       naive_vector normed = rms_norm(x[t], weight("attn_norm"), epsilon);
       naive_vector query = product(weight("attn_q"), normed);
@@ -119,8 +127,8 @@ inline std::vector<naive_vector> naive_forward(
       values.push_back(product(weight("attn_v"), normed));
       turn(model, query, static_cast<int>(t));
       turn(model, keys.back(), static_cast<int>(t));
-      naive_vector const added =
-          product(weight("attn_output"), naive_attention(shape, query, keys, values, window));
+      naive_vector const added = product(
+          weight("attn_output"), naive_attention(shape, query, keys, values, window, seen[t]));
       for (std::size_t i = 0; i < added.size(); ++i) x[t][i] += added[i];
 
       normed = rms_norm(x[t], weight("ffn_norm"), epsilon);
@@ -132,6 +140,7 @@ inline std::vector<naive_vector> naive_forward(
       naive_vector const fed = product(weight("ffn_down"), gate);
       for (std::size_t i = 0; i < fed.size(); ++i) x[t][i] += fed[i];
     }
+    if (attention != nullptr) attention->push_back(seen);
   }
   std::vector<naive_vector> logits;
   for (naive_vector const& token : x) {

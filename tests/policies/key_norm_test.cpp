@@ -52,7 +52,7 @@ TEST_CASE("a lane of two heads adds up their squares, in steps and in prompts") 
         host_store<float>({1, 1, 2, 4, 1}), key_norm{.size = 2}, {.reach = scope::layer});
     cache.open(0);
     if (prompt) {
-      cache.begin_prompt(0, 4);
+      cache.begin_prompt({0, 4});
       token_view<float const> const k(keys.data(), 4, 2, 1);
       std::vector<float> out(8);
       cache.append(0, k, k);

@@ -54,6 +54,17 @@ TEST_CASE("a policy names the field and the value that it refuses") {
   refuses(h2o_algorithm_1{.size = -1}, "h2o_algorithm_1.size", "-1");
   refuses(tova{.size = -1}, "tova.size", "-1");
   refuses(tova{.size = 0, .protect_newest = true}, "tova.size", "0");
+  refuses(adaptive_release{.keep = -1}, "adaptive_release.keep", "-1");
+  refuses(adaptive_release{.keep = 3, .recent = 0, .sinks = 4}, "adaptive_release.sinks", "4");
+  refuses(adaptive_release{.keep = 8, .recent = 0, .sinks = -1}, "adaptive_release.sinks", "-1");
+  refuses(adaptive_release{.keep = 8, .recent = 5, .sinks = 4}, "adaptive_release.recent", "5");
+  refuses(adaptive_release{.keep = 8, .recent = -1, .sinks = 4}, "adaptive_release.recent", "-1");
+  refuses(attentive_release{.keep = -1}, "attentive_release.keep", "-1");
+  refuses(attentive_release{.keep = 3, .recent = 0, .sinks = 4}, "attentive_release.sinks", "4");
+  refuses(attentive_release{.keep = 8, .recent = 5, .sinks = 4}, "attentive_release.recent", "5");
+  refuses(attentive_release{.factor = 0.0F}, "attentive_release.factor", "0");
+  refuses(attentive_release{.factor = 1.5F}, "attentive_release.factor", "1.5");
+  refuses(attentive_release{.epsilon = 0.0F}, "attentive_release.epsilon", "0");
   refuses(key_norm{.size = -1}, "key_norm.size", "-1");
   refuses(key_norm{.size = 2, .recent = 3}, "key_norm.recent", "3");
   refuses(key_norm{.size = 2, .recent = -1}, "key_norm.recent", "-1");

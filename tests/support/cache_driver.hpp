@@ -76,7 +76,7 @@ class cache_driver {
   position_list prompt(head_rows const& rows) {
     auto const count = static_cast<index_t>(rows.size());
     REQUIRE(count <= channels);
-    cache.begin_prompt(0, count);
+    cache.begin_prompt({0, count});
     append(count);
     // key j is the j-th unit vector, so the query's channel j is the logit on j
     std::vector<float> queries;

@@ -34,7 +34,7 @@ class tested_cache_of final : public tested_cache {
   void restore(index_t row, row_snapshot const& saved) override { cache_.restore(row, saved); }
   void begin_step(std::span<row_tokens const> rows) override { cache_.begin_step(rows); }
   void begin_prompt(index_t row, index_t count, std::span<index_t const> tokens) override {
-    cache_.begin_prompt(row, count, tokens);
+    cache_.begin_prompt({row, count, tokens});
   }
   std::vector<position_t> positions() const override {
     auto const all = cache_.positions();
@@ -199,6 +199,11 @@ std::vector<policy_case> make_cases() {
   add(sentinel{.open = opening_id, .close = closing_id}, literal::sentinel());
   add(sparse_transformer{.stride = 3}, keeps_all);
   add(dynamic_top_k{.count = 3}, keeps_all);
+  // without a controller all scores are 0; with one they have tests of their own
+  add(adaptive_release{.keep = 6, .recent = 2, .sinks = 1}, literal::adaptive_release(6, 2, 1));
+  add(adaptive_release::paper(4), literal::adaptive_release(4, 0, 0));
+  add(attentive_release{.keep = 5, .recent = 1, .sinks = 1, .factor = 0.5F},
+      literal::attentive_release(5, 1, 1, 0.5F, 1e-6F));
   return cases;
 }
 

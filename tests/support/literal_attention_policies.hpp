@@ -70,6 +70,43 @@ class decayed_h2o : public h2o_like<decayed_h2o> {
   float factor_;
 };
 
+/// Decayed mass times the exponential of a controller's logit, cut to 30 in size; a logit that is
+/// not a number stays one. Sinks count inside m.
+class attentive_release : public rule_with_mass<attentive_release> {
+ public:
+  attentive_release(int budget, int recent, int sinks, float factor, float epsilon)
+      : budget_(budget), recent_(recent), sinks_(sinks), factor_(factor), epsilon_(epsilon) {
+    if (recent < 0 || sinks < 0 || sinks + recent > budget) throw std::invalid_argument("recent");
+  }
+  int budget() const override { return budget_; }
+  int protected_first() const override { return sinks_; }
+  int protected_newest() const override { return recent_; }
+  float query_weight(int later) const override { return power(factor_, later); }
+  void arrive(int position, token const& what) override {
+    rule_with_mass::arrive(position, what);
+    gain_[position] =
+        is_nan(what.score) ? what.score : std::exp(std::clamp(what.score, -30.0F, 30.0F));
+  }
+  void forget(int position) override {
+    rule_with_mass::forget(position);
+    gain_.erase(position);
+  }
+  void observe(int position, float sum, int queries, facts const&) override {
+    mass_[position] = mass_[position] * power(factor_, queries) + sum;
+  }
+  float priority(int position, facts const&) const override {
+    return (mass(position) + epsilon_) * gain_.at(position);
+  }
+
+ private:
+  int budget_;
+  int recent_;
+  int sinks_;
+  float factor_;
+  float epsilon_;
+  std::map<int, float> gain_;
+};
+
 /// Mass per query that could see the token, itself included.
 class h2o_per_age : public h2o_like<h2o_per_age> {
  public:

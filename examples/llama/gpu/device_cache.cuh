@@ -4,6 +4,7 @@
 #pragma once
 
 #include <adore/any_cache.hpp>
+#include <adore/controller/weights.hpp>
 #include <adore/gpu/ledger_view.cuh>
 #include <adore/gpu/rope.cuh>
 #include <adore/kv_view.hpp>
@@ -21,12 +22,14 @@
 
 namespace llama_example::gpu {
 
-/// One layer's tensors of a step: the cache's rows of the batch, a token each.
+/// One layer's tensors of a step: the cache's rows of the batch, a new token each, and from number
+/// `first_rebuilt` on its tokens that are computed again.
 template <class T>
 struct step_tensors {
-  adore::token_view<T> q;     // [row, head, channel], not yet turned
-  adore::token_view<T> k, v;  // [row, kv_head, channel], not yet turned
-  adore::token_view<T> out;   // [row, head, channel]
+  adore::token_view<T> q;     // [token, head, channel], not yet turned
+  adore::token_view<T> k, v;  // [token, kv_head, channel], not yet turned
+  adore::token_view<T> out;   // [token, head, channel]
+  adore::index_t first_rebuilt = 0;
 };
 
 /// Who sits in the slots of one layer, for kernels that watch a cache. A position up to and
@@ -43,6 +46,11 @@ struct layer_positions {
 struct layer_weights_view {
   float const* weights = nullptr;  // [row, kv_head, slot]; nullptr: not exported
   adore::index_t stride = 0;       // floats from one (row, kv_head) to the next
+};
+
+/// What a tier of released K and V holds at most, and has moved so far, in bytes.
+struct tier_traffic {
+  std::size_t allocated = 0, to_host = 0, from_host = 0;
 };
 
 /// A cache with original rotary positions for one new token per row and step. All pointers are
@@ -63,6 +71,14 @@ class device_cache {
   virtual void open_async(cudaStream_t stream, adore::index_t row, std::uint64_t seed) = 0;
   virtual void close_async(cudaStream_t stream, adore::index_t row) = 0;
 
+  /// Rows of the step for released tokens that are computed again, used or not.
+  virtual adore::index_t rebuilt_rows() const = 0;
+  /// Before the first layer: the controller hears the tokens, and who comes back is chosen.
+  ///
+  /// @param ids  [token] as in `step_tensors`: new ones are read, those that come back written
+  virtual void begin_step_async(cudaStream_t stream,
+                                adore::index_t* ids,
+                                adore::index_t first_rebuilt) = 0;
   /// Turns q and k, keeps k and v, attends, and decides if the lanes end with the layer.
   virtual void attend_async(cudaStream_t stream,
                             adore::gpu::rope_view const& rope,
@@ -83,6 +99,8 @@ class device_cache {
   virtual std::size_t allocated_bytes() const = 0;  ///< of K and V
   /// Bytes of K and V of the tokens that are kept now.
   virtual std::size_t live_bytes(cudaStream_t stream) const = 0;
+  virtual adore::rebuild_counts rebuild_cost(cudaStream_t stream) const = 0;
+  virtual tier_traffic tier_cost(cudaStream_t stream) const = 0;
   /// A cache of one row that goes on from what `row` holds, and exports nothing.
   virtual std::unique_ptr<device_cache> alone(cudaStream_t stream, adore::index_t row) = 0;
 
@@ -93,6 +111,12 @@ class device_cache {
 struct device_cache_options {
   std::optional<adore::scope> reach{};  ///< default: the policy's
   bool exports_weights = false;         ///< `weights` is filled even if the policy needs none
+  /// Scores tokens for a policy that takes scores, which needs one; read while the cache is made.
+  adore::controller_weights const* controller = nullptr;
+  void const* embeddings =
+      nullptr;  ///< [vocabulary, width] of T, device memory; for the controller
+  adore::index_t vocabulary = 0;
+  adore::rebuild_options rebuild{};
 };
 
 /// A cache for the policy that `text` names, as `adore::make_cache` makes it on the host. To save

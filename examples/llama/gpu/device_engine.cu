@@ -48,6 +48,11 @@ device_engine<T>::device_engine(device_model<T> const& weights,
     first_row_.push_back(rows_);
     rows_ += shape.sequences;
   }
+  tokens_ = rows_;
+  for (device_cache<T> const* const cache : groups_) {
+    first_rebuilt_.push_back(tokens_);
+    tokens_ += cache->rebuilt_rows();
+  }
   if (rows_ == 0) throw std::invalid_argument("device_engine: there are no rows");
   if (groups_.size() > 2) {
     forked_ = make_event(cudaEventDisableTiming);
@@ -56,14 +61,14 @@ device_engine<T>::device_engine(device_model<T> const& weights,
       joined_.push_back(make_event(cudaEventDisableTiming));
     }
   }
-  ids_ = adore::gpu::device_buffer<std::int32_t>(static_cast<std::size_t>(rows_));
-  x_ = adore::gpu::device_buffer<float>(product_of(rows_, m.width));
-  normed_ = adore::gpu::device_buffer<T>(product_of(rows_, m.width));
-  added_ = adore::gpu::device_buffer<T>(product_of(rows_, m.width));
-  qkv_ = adore::gpu::device_buffer<T>(product_of(rows_, (m.heads + 2 * m.kv_heads) * m.channels));
-  attended_ = adore::gpu::device_buffer<T>(product_of(rows_, m.heads * m.channels));
-  gate_up_ = adore::gpu::device_buffer<T>(product_of(rows_, 2 * m.hidden));
-  gated_ = adore::gpu::device_buffer<T>(product_of(rows_, m.hidden));
+  ids_ = adore::gpu::device_buffer<std::int32_t>(static_cast<std::size_t>(tokens_));
+  x_ = adore::gpu::device_buffer<float>(product_of(tokens_, m.width));
+  normed_ = adore::gpu::device_buffer<T>(product_of(tokens_, m.width));
+  added_ = adore::gpu::device_buffer<T>(product_of(tokens_, m.width));
+  qkv_ = adore::gpu::device_buffer<T>(product_of(tokens_, (m.heads + 2 * m.kv_heads) * m.channels));
+  attended_ = adore::gpu::device_buffer<T>(product_of(tokens_, m.heads * m.channels));
+  gate_up_ = adore::gpu::device_buffer<T>(product_of(tokens_, 2 * m.hidden));
+  gated_ = adore::gpu::device_buffer<T>(product_of(tokens_, m.hidden));
   logits_ = adore::gpu::device_buffer<float>(product_of(rows_, m.vocabulary));
   ids_.fill_async(0, stream());  // a token, also for rows without a sequence
   attended_.fill_async(0, stream());
@@ -72,7 +77,7 @@ device_engine<T>::device_engine(device_model<T> const& weights,
 
 template <class T>
 void device_engine<T>::set_ids(std::span<std::int32_t const> ids) {
-  if (ids.size() != ids_.size()) {
+  if (ids.size() != static_cast<std::size_t>(rows_)) {
     throw std::invalid_argument("device_engine: " + std::to_string(ids.size()) + " ids for " +
                                 std::to_string(rows_) + " rows");
   }
@@ -123,24 +128,27 @@ void device_engine<T>::enqueue() {
   cudaStream_t const s = stream();
   auto const normalise = [&](adore::gpu::device_buffer<float> const& gain, T const* added) {
     add_and_normalise_async(
-        s, x_.data(), added, gain.data(), m.norm_epsilon, normed_.data(), rows_, m.width);
+        s, x_.data(), added, gain.data(), m.norm_epsilon, normed_.data(), tokens_, m.width);
   };
-  embed_async(s, ids_.data(), weights_.embedding().data.data(), x_.data(), rows_, m.width);
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    groups_[g]->begin_step_async(s, ids_.data() + first_row_[g], first_rebuilt_[g] - first_row_[g]);
+  }
+  embed_async(s, ids_.data(), weights_.embedding().data.data(), x_.data(), tokens_, m.width);
 
   T const* added = nullptr;  // by the layer before
   for (int layer = 0; layer < m.layers; ++layer) {
     device_layer<T> const& w = weights_.layers()[static_cast<std::size_t>(layer)];
 
     normalise(w.attention_norm, added);
-    multiply_(w.query_key_value, normed_.data(), qkv_.data(), rows_);
+    multiply_(w.query_key_value, normed_.data(), qkv_.data(), tokens_);
     attend(layer);
-    multiply_(w.output, attended_.data(), added_.data(), rows_);
+    multiply_(w.output, attended_.data(), added_.data(), tokens_);
     added = added_.data();
 
     normalise(w.feed_norm, added);
-    multiply_(w.gate_up, normed_.data(), gate_up_.data(), rows_);
-    gate_async(s, gate_up_.data(), gated_.data(), rows_, m.hidden);
-    multiply_(w.down, gated_.data(), added_.data(), rows_);
+    multiply_(w.gate_up, normed_.data(), gate_up_.data(), tokens_);
+    gate_async(s, gate_up_.data(), gated_.data(), tokens_, m.hidden);
+    multiply_(w.down, gated_.data(), added_.data(), tokens_);
   }
 
   normalise(weights_.final_norm(), added);
@@ -176,7 +184,9 @@ template <class T>
 void device_engine<T>::attend_group(std::size_t group, int layer, cudaStream_t stream) {
   model const& m = weights_.numbers();
   device_cache<T>& cache = *groups_[group];
-  int const rows = cache.shape().sequences;
+  int const first_rebuilt = first_rebuilt_[group] - first_row_[group];
+  int const tokens =
+      cache.rebuilt_rows() > 0 ? first_rebuilt + cache.rebuilt_rows() : cache.shape().sequences;
   int const per_token = (m.heads + 2 * m.kv_heads) * m.channels;  // of q, k and v, in this order
   T* const q = qkv_.data() + product_of(first_row_[group], per_token);
   T* const k = q + product_of(m.heads, m.channels);
@@ -187,10 +197,11 @@ void device_engine<T>::attend_group(std::size_t group, int layer, cudaStream_t s
   cache.attend_async(stream,
                      rope_.view(),
                      layer,
-                     {.q = {q, rows, m.heads, m.channels, per_token},
-                      .k = {k, rows, m.kv_heads, m.channels, per_token},
-                      .v = {v, rows, m.kv_heads, m.channels, per_token},
-                      .out = {out, rows, m.heads, m.channels}});
+                     {.q = {q, tokens, m.heads, m.channels, per_token},
+                      .k = {k, tokens, m.kv_heads, m.channels, per_token},
+                      .v = {v, tokens, m.kv_heads, m.channels, per_token},
+                      .out = {out, tokens, m.heads, m.channels},
+                      .first_rebuilt = first_rebuilt});
   if (options_.watch.after) options_.watch.after(stream, group, layer);
 }
 

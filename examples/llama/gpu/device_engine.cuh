@@ -44,6 +44,7 @@ class device_engine {
                 std::vector<device_cache<T>*> groups,
                 device_engine_options options = {});
 
+  /// New tokens of a step.
   int rows() const noexcept { return rows_; }
   int first_row(std::size_t group) const { return first_row_[group]; }
   cudaStream_t stream() const noexcept { return stream_.get(); }
@@ -70,8 +71,10 @@ class device_engine {
   device_model<T> const& weights_;
   std::vector<device_cache<T>*> groups_;
   device_engine_options options_;
-  std::vector<int> first_row_;  // [group]
-  int rows_ = 0;
+  std::vector<int> first_row_;      // [group]
+  std::vector<int> first_rebuilt_;  // [group] its released tokens that are computed again, behind
+                                    // all new ones
+  int rows_ = 0, tokens_ = 0;       // new ones, all of the step
 
   stream_owner stream_;
   std::vector<stream_owner> side_streams_;  // for groups beside each other
@@ -82,13 +85,13 @@ class device_engine {
   graph_owner graph_;
   bool warm_ = false;
 
-  adore::gpu::device_buffer<std::int32_t> ids_;  // [row]
-  adore::gpu::device_buffer<float> x_;           // [row, width]
-  adore::gpu::device_buffer<T> normed_, added_;  // [row, width]
-  adore::gpu::device_buffer<T> qkv_;             // [row, heads + 2 kv_heads, channel]
-  adore::gpu::device_buffer<T> attended_;        // [row, head, channel]
-  adore::gpu::device_buffer<T> gate_up_;         // [row, 2, hidden]
-  adore::gpu::device_buffer<T> gated_;           // [row, hidden]
+  adore::gpu::device_buffer<std::int32_t> ids_;  // [token]
+  adore::gpu::device_buffer<float> x_;           // [token, width]
+  adore::gpu::device_buffer<T> normed_, added_;  // [token, width]
+  adore::gpu::device_buffer<T> qkv_;             // [token, heads + 2 kv_heads, channel]
+  adore::gpu::device_buffer<T> attended_;        // [token, head, channel]
+  adore::gpu::device_buffer<T> gate_up_;         // [token, 2, hidden]
+  adore::gpu::device_buffer<T> gated_;           // [token, hidden]
   adore::gpu::device_buffer<float> logits_;      // [row, vocabulary]
 };
 

@@ -17,7 +17,7 @@ constexpr char const* why_host_only() {
   if (adore::reads_tokens<P>) return "reads token ids";
   if (adore::marks_tokens<P>) return "marks tokens after each step";
   if (adore::limits_attention<P>) return "limits attention to each query's strongest keys";
-  if (adore::rebuilds_tokens<P> || adore::recalls_tokens<P>) return "brings tokens back";
+  if (adore::recalls_tokens<P>) return "brings tokens back";
   return nullptr;
 }
 

@@ -17,7 +17,7 @@ namespace llama_example::gpu {
 template <class P>
 inline constexpr bool is_for_speed =
     std::is_same_v<P, adore::keep_all> || std::is_same_v<P, adore::sliding_window> ||
-    std::is_same_v<P, adore::h2o>;
+    std::is_same_v<P, adore::h2o> || std::is_same_v<P, adore::adaptive_release>;
 template <class T, int Channels, class P>
 inline constexpr bool is_compiled = why_host_only<P>() == nullptr &&
                                     (is_for_speed<P> ||
@@ -37,16 +37,16 @@ std::unique_ptr<device_cache<T>> make_device_cache(std::string_view text,
       adore::kv_shape const shape{request.rows,
                                   request.layers,
                                   request.kv_heads,
-                                  adore::slots_for(policy, request, 1),
+                                  adore::slots_for(policy, request, 1 + options.rebuild.count),
                                   request.channels};
       if constexpr (is_compiled<T, 64, P>) {
         if (request.channels == 64) {
-          cache = std::make_unique<policy_cache<T, 64, P>>(shape, policy, options);
+          cache = std::make_unique<policy_cache<T, 64, P>>(shape, policy, request.tokens, options);
         }
       }
       if constexpr (is_compiled<T, 128, P>) {
         if (request.channels == 128) {
-          cache = std::make_unique<policy_cache<T, 128, P>>(shape, policy, options);
+          cache = std::make_unique<policy_cache<T, 128, P>>(shape, policy, request.tokens, options);
         }
       }
       if (cache == nullptr) {
@@ -54,8 +54,8 @@ std::unique_ptr<device_cache<T>> make_device_cache(std::string_view text,
             std::string(P::name) + " is not compiled for heads of " +
             std::to_string(request.channels) + " channels of " +
             (std::is_same_v<T, float> ? "float" : "bfloat16") +
-            ": all policies are for 64 channels of float; keep_all, sliding_window and h2o also "
-            "for 128 and for bfloat16");
+            ": all policies are for 64 channels of float; keep_all, sliding_window, h2o and "
+            "adaptive_release also for 128 and for bfloat16");
       }
     }
   });

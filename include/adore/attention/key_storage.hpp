@@ -17,12 +17,6 @@
 
 namespace adore {
 
-/// A policy whose lanes always hold the first tokens and an unbroken run of the newest ones.
-template <class P>
-concept keeps_sinks_and_window = requires {
-  requires P::sinks_and_window;
-};
-
 /// Original positions: keys lie turned by their position and are never touched again.
 /// Cache-index positions: keys lie unturned and each query turns them by their rank; for sinks and
 /// window it is enough to turn the sinks, since only distances count (policies.md 0.6): everything

@@ -11,6 +11,7 @@
 #include "adore/eviction/rank.hpp"
 #include "adore/eviction/select.hpp"
 #include "adore/kv_view.hpp"
+#include "adore/token_scores.hpp"
 
 #include <algorithm>
 #include <cstddef>
@@ -34,7 +35,7 @@ class prompt_stage {
     books_ = &books;
     row_ = row;
     count_ = tokens.count;
-    ids_ = tokens.tokens;
+    given_ = tokens;
     staged_.resize(books.reach() == scope::model ? static_cast<std::size_t>(books.shape().layers)
                                                  : std::size_t{1});
     lanes_.clear();
@@ -43,6 +44,9 @@ class prompt_stage {
 
   index_t tokens() const noexcept { return count_; }
   position_t rotary(index_t j) const { return lanes_.front().rotary[static_cast<std::size_t>(j)]; }
+
+  /// What the policy knows of each token, [position], in scope model.
+  std::span<slot_state_of<P> const> states() const { return lanes_.front().states; }
 
   void append(index_t layer, token_view<float const> k, token_view<float const> v) {
     if (books_->reach() != scope::model) begin_lanes(layer);
@@ -114,6 +118,11 @@ class prompt_stage {
       keep(books, lane, storage, store);
     }
   }
+  /// A prompt token's K and V go into a slot of the store, in scope model.
+  template <class Store>
+  void put(position_t token, index_t slot, key_storage<P>& storage, Store& store) {
+    put_in(lanes_.front(), token, slot, storage, store);
+  }
 
  private:
   struct staged_layer {
@@ -178,11 +187,16 @@ class prompt_stage {
         lane.rotary.push_back(j);
         if constexpr (reads_tokens<P>) {
           auto const token = static_cast<std::size_t>(j);
-          books_->policy().hear(lane.states[token], *lane.lane_state, {j, j}, ids_[token]);
+          books_->policy().hear(lane.states[token], *lane.lane_state, {j, j}, given_.tokens[token]);
           if constexpr (numbers_tokens<P>) {
             lane.rotary[token] = books_->policy().rotary_position(lane.states[token]);
           }
         }
+      }
+      if constexpr (scores_tokens<P>) {
+        give_scores(books_->policy(),
+                    lane.slots(count_),
+                    scores_of(given_, books_->shape(), layer, head, count_ - 1));
       }
       lanes_.push_back(std::move(lane));
     }
@@ -241,25 +255,34 @@ class prompt_stage {
       states.push_back(lane.states[j]);
     }
     books.adopt(lane.number, kept, rotary, states);
-    lane_extent const extent = books.extent_of(lane.number);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      put_in(lane, kept[i], static_cast<index_t>(i), storage, store);
+    }
+  }
+  /// A token's K and V go from the staging area into a slot, in all layers and heads of the lane.
+  template <class Store>
+  void put_in(prompt_lane const& lane,
+              position_t token,
+              index_t slot,
+              key_storage<P>& storage,
+              Store& store) {
+    lane_extent const extent = books_->extent_of(lane.number);
+    slot_view const place{token, lane.rotary[static_cast<std::size_t>(token)]};
     for (index_t l = extent.first_layer; l < extent.end_layer; ++l) {
       staged_layer const& staged = stage_of(l);
       auto const keys = kv_view_of(store.keys(l));
       auto const values = kv_view_of(store.values(l));
       for (index_t head = extent.first_head; head < extent.end_head; ++head) {
-        for (std::size_t i = 0; i < kept.size(); ++i) {
-          std::size_t const from = cell(head, kept[i], keys.channels);
-          auto const slot = static_cast<index_t>(i);
-          storage.put_key(keys, row_, head, slot, {kept[i], rotary[i]}, staged.keys.data() + from);
-          storage.put_value(values, row_, head, slot, staged.values.data() + from);
-        }
+        std::size_t const from = cell(head, token, keys.channels);
+        storage.put_key(keys, row_, head, slot, place, staged.keys.data() + from);
+        storage.put_value(values, row_, head, slot, staged.values.data() + from);
       }
     }
   }
 
   ledger<P>* books_ = nullptr;
   index_t row_ = 0, count_ = 0;
-  std::span<index_t const> ids_;
+  row_tokens given_{};
   std::vector<staged_layer> staged_;  // one, or [layer] in scope model
   std::vector<prompt_lane> lanes_;    // of the layer at hand
 };

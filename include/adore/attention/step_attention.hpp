@@ -12,6 +12,7 @@
 #include "adore/eviction/ledger.hpp"
 #include "adore/eviction/slot_order.hpp"
 #include "adore/kv_view.hpp"
+#include "adore/rebuild/schedule.hpp"
 
 #include <algorithm>
 #include <cstddef>
@@ -100,6 +101,78 @@ class step_attention {
     }
   }
 
+  /// Attends a token that is computed again; nobody observes it.
+  ///
+  /// @param all    the tokens that are computed again in this step
+  /// @param token  its number in the step
+  template <class Keys, class Values>
+  void attend_rebuilt(ledger<P>& books,
+                      slot_order const& order,
+                      key_storage<P>& storage,
+                      index_t layer,
+                      rebuilt_token const& back,
+                      std::span<rebuilt_token const> all,
+                      rebuild_mask mask,
+                      index_t token,
+                      Keys keys,
+                      Values values,
+                      token_view<float const> q,
+                      token_view<float> out,
+                      float scale) {
+    index_t const lane = books.lane(back.row, layer, 0);
+    auto slots = order.slots(lane);
+    auto positions = order.positions(lane);
+    auto const through = [&](position_t p) {  // how many are not newer
+      return static_cast<std::size_t>(std::upper_bound(positions.begin(), positions.end(), p) -
+                                      positions.begin());
+    };
+    if (mask == rebuild_mask::position_causal) {
+      slots = slots.first(through(back.position));
+      positions = positions.first(slots.size());
+    } else if (mask == rebuild_mask::row_causal) {
+      seen_slots_.clear();
+      seen_positions_.clear();
+      position_t const next = books.next_position(back.row);
+      for (std::size_t i = 0; i < slots.size(); ++i) {
+        position_t const p = positions[i];
+        bool const later =
+            p >= next || (p > back.position &&
+                          std::any_of(all.begin(), all.end(), [&](rebuilt_token const& one) {
+                            return one.row == back.row && one.position == p;
+                          }));
+        if (later) continue;
+        seen_slots_.push_back(slots[i]);
+        seen_positions_.push_back(p);
+      }
+      slots = seen_slots_;
+      positions = seen_positions_;
+    }
+    index_t const kv_heads = books.shape().kv_heads;
+    lanes_.assign(static_cast<std::size_t>(kv_heads), {books.slots_of(lane), slots, positions});
+    if (mask == rebuild_mask::position_causal) {  // cache_index positions need the row's ranks
+      storage.begin_row(
+          keys, back.row, [&](index_t head) { return lanes_[static_cast<std::size_t>(head)]; });
+    }
+    float const* const query =
+        storage.turn_query(q(token, 0), q.heads, q.channels, back.position, [&](index_t) {
+          return static_cast<index_t>(slots.size()) - 1;
+        });
+    attention_(
+        books.policy(),
+        keys,
+        values,
+        back.row,
+        layer,
+        lanes_,
+        query,
+        out(token, 0),
+        q.heads,
+        scale,
+        reduction_,
+        [&](index_t head, index_t at, index_t) { return storage.turned_key(head, at); },
+        [](index_t, std::span<float const>) {});
+  }
+
   /// Takes an engine's probabilities of one row's j-th new token, see `kv_cache::observe`.
   void observe(ledger<P> const& books,
                slot_order const& order,
@@ -154,6 +227,8 @@ class step_attention {
   pending_weights pending_;
   query_attention<P> attention_;
   std::vector<attended_lane<P>> lanes_;  // [kv_head]
+  std::vector<index_t> seen_slots_;      // of one rebuilt token, if its mask is not by position
+  std::vector<position_t> seen_positions_;
   std::vector<float> reduced_;
 };
 

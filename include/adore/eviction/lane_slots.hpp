@@ -10,7 +10,8 @@
 
 namespace adore {
 
-/// Who sits where in one lane. Slot s is free where positions[s] is `no_position`.
+/// Who sits where in one lane. Slot s is free where positions[s] is `no_position`; a number below
+/// that is a guest's, see `guest_mark`.
 template <eviction_policy P>
 struct lane_slots {
   index_t slots = 0;

@@ -38,14 +38,17 @@ class ledger {
 
   /// @param shape    rows, layers, KV heads and slots per lane; channels are not looked at
   /// @param max_new  new tokens that a step may bring
+  /// @param guests   released tokens that may be back in a lane at the same time
   ledger(P policy,
          kv_shape const& shape,
          scope reach,
          index_t max_new,
-         placement placed = placement::by_ledger)
+         placement placed = placement::by_ledger,
+         index_t guests = 0)
       : policy_(policy),
         layout_(shape, reach),
         max_new_(max_new),
+        most_guests_(guests),
         placement_(placed),
         rows_(shape.sequences),
         lanes_(static_cast<std::size_t>(layout_.lanes())),
@@ -80,8 +83,12 @@ class ledger {
   position_t next_position(index_t row) const noexcept { return rows_.next(row); }
   index_t occupied(index_t lane) const noexcept { return at(lanes_, lane).occupied; }
   index_t budget(index_t lane) const noexcept { return at(lanes_, lane).budget; }
+  /// Slots that hold neither a token nor a guest.
+  index_t room(index_t lane) const noexcept {
+    return slots() - at(lanes_, lane).occupied - at(lanes_, lane).guests;
+  }
 
-  /// [slot]; `no_position` where the slot is free.
+  /// [slot]; `no_position` where the slot is free, `guest_mark(position)` where a guest is.
   std::span<position_t const> positions(index_t lane) const noexcept {
     return memory_.positions(lane);
   }
@@ -90,7 +97,7 @@ class ledger {
   std::vector<position_t> kept(index_t lane) const {
     std::vector<position_t> result;
     for (position_t const p : positions(lane)) {
-      if (p != no_position) result.push_back(p);
+      if (p >= 0) result.push_back(p);
     }
     std::sort(result.begin(), result.end());
     return result;
@@ -166,7 +173,9 @@ class ledger {
       auto const here = positions(lane);
       auto const turned = rotary(lane);
       saved.budgets.push_back(budget(lane));
-      saved.positions.insert(saved.positions.end(), here.begin(), here.end());
+      for (position_t const p : here) {
+        saved.positions.push_back(is_guest(p) ? no_position : p);  // guests are not saved
+      }
       saved.rotary.insert(saved.rotary.end(), turned.begin(), turned.end());
       memory_.save_states(lane, saved.slot_states, saved.lane_states);
     });
@@ -195,11 +204,42 @@ class ledger {
                    saved.lane_states.data() + i * lane_memory<P>::bytes_per_lane_state);
       auto const here = positions(lane);
       at(lanes_, lane).budget = saved.budgets[i];
-      at(lanes_, lane).occupied =
-          slots() - static_cast<index_t>(std::count(here.begin(), here.end(), no_position));
+      at(lanes_, lane).occupied = static_cast<index_t>(
+          std::count_if(here.begin(), here.end(), [](position_t p) { return p >= 0; }));
       refill_free(lane);
       index_queue(lane);
     });
+  }
+
+  // ---------------------------------------------------------------- guests
+
+  /// Gives a slot to a released token that is back for a while: attended, but no candidate for
+  /// release, and not counted against the budget.
+  ///
+  /// @param state  what the policy knows of it
+  /// @throws std::length_error if the lane has no free slot
+  index_t invite(index_t lane, position_t position, slot_state const& state) {
+    if (free_.count(lane) == 0) refuse_room(lane, 0, 1);
+    index_t const slot = free_.pop(lane);
+    memory_.put(lane, slot, position);
+    lane_slots<P> const slots = slots_of(lane);
+    slots.positions[slot] = guest_mark(position);
+    slots.state(slot) = state;
+    ++at(lanes_, lane).guests;
+    return slot;
+  }
+  /// The guest leaves.
+  void dismiss(index_t lane, index_t slot) {
+    slots_of(lane).positions[slot] = no_position;
+    --at(lanes_, lane).guests;
+    free_.push(lane, slot);
+  }
+  /// The guest becomes a token of the lane like any other, before the step's `commit`.
+  void admit(index_t lane, index_t slot) {
+    position_t& here = slots_of(lane).positions[slot];
+    here = guest_mark(here);
+    --at(lanes_, lane).guests;
+    ++at(lanes_, lane).occupied;
   }
 
   // ---------------------------------------------------------------- one step of one lane
@@ -280,11 +320,12 @@ class ledger {
       throw std::invalid_argument("adore: budget = " + std::to_string(budget) +
                                   ": must not be negative");
     }
-    if (placement_ == placement::by_ledger && budget != unbounded && budget > slots() - max_new_) {
+    if (placement_ == placement::by_ledger && budget != unbounded &&
+        budget > slots() - max_new_ - most_guests_) {
       throw std::invalid_argument("adore: budget = " + std::to_string(budget) + ": the store has " +
                                   std::to_string(slots()) +
                                   " slots per lane and a step may bring " +
-                                  std::to_string(max_new_) + " tokens");
+                                  std::to_string(max_new_ + most_guests_) + " tokens");
     }
     at(lanes_, lane).budget = budget;
     shrink(lane, budget);
@@ -322,7 +363,7 @@ class ledger {
   }
   /// Sets a budget without looking at what is in the lane.
   void assign_budget(index_t lane, index_t budget) {
-    if (budget > slots() - max_new_) {
+    if (budget > slots() - max_new_ - most_guests_) {
       throw std::length_error("adore: a lane's share of the budget is " + std::to_string(budget) +
                               " tokens; the store has " + std::to_string(slots()) +
                               " slots per lane");
@@ -344,7 +385,7 @@ class ledger {
 
  private:
   struct lane_record {
-    index_t occupied = 0, budget = 0, new_count = 0;
+    index_t occupied = 0, budget = 0, new_count = 0, guests = 0;
   };
 
   template <class T>
@@ -412,7 +453,7 @@ class ledger {
 
   P policy_;
   lane_layout layout_;
-  index_t max_new_;
+  index_t max_new_, most_guests_;
   placement placement_;
   sequence_rows rows_;
   std::vector<lane_record> lanes_;

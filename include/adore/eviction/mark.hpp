@@ -25,7 +25,7 @@ void mark(P const& policy, lane_slots<P> const& lane, lane_view const& view) {
   std::vector<std::pair<std::uint64_t, index_t>> keys;
   for (index_t s = 0; s < lane.slots; ++s) {
     position_t const p = lane.positions[s];
-    if (p == no_position) continue;
+    if (p < 0) continue;
     if (p > last) {
       policy.unmark(lane.state(s));
     } else {

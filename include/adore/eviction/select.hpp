@@ -29,7 +29,7 @@ index_t protected_victim(lane_slots<P> const& lane, position_t first) {
   index_t among_first = -1;
   for (index_t s = 0; s < lane.slots; ++s) {
     position_t const position = lane.positions[s];
-    if (position == no_position) continue;
+    if (position < 0) continue;
     index_t& oldest = position >= first ? among_newest : among_first;
     if (oldest < 0 || position < lane.positions[oldest]) oldest = s;
   }
@@ -55,7 +55,7 @@ void drop_many(P const& policy,
   std::vector<std::pair<std::uint64_t, index_t>> keys;
   for (index_t s = 0; s < lane.slots; ++s) {
     position_t const p = lane.positions[s];
-    if (p < range.first || p > range.last || p == no_position) continue;
+    if (p < range.first || p > range.last || p < 0) continue;
     float const priority = priority_of(policy, lane.view(s), view, lane.state(s), *lane.lane_state);
     keys.emplace_back(order_key(priority, p, releases_newest_of_equals<P>), s);
   }
@@ -86,7 +86,7 @@ void drop_blocks(P const& policy,
   std::vector<block> blocks;
   for (index_t s = 0; s < lane.slots; ++s) {
     position_t const p = lane.positions[s];
-    if (p == no_position) continue;
+    if (p < 0) continue;
     index_t const number = p / granule;
     bool const complete = std::int64_t{number + 1} * granule - 1 <= view.newest;
     std::int32_t const rank =
@@ -110,7 +110,7 @@ void drop_blocks(P const& policy,
     if (view.occupied <= view.budget && lowest.rank != ordered_keep_never) continue;
     for (index_t s = 0; s < lane.slots; ++s) {
       position_t const p = lane.positions[s];
-      if (p != no_position && p / granule == lowest.number) drop(lane, view, s, victims);
+      if (p >= 0 && p / granule == lowest.number) drop(lane, view, s, victims);
     }
   }
 }
@@ -124,7 +124,7 @@ void drop_never_kept(P const& policy,
                      std::vector<victim>& victims) {
   for (index_t s = 0; s < lane.slots; ++s) {
     position_t const p = lane.positions[s];
-    if (p < range.first || p > range.last || p == no_position) continue;
+    if (p < range.first || p > range.last || p < 0) continue;
     float const priority = priority_of(policy, lane.view(s), view, lane.state(s), *lane.lane_state);
     if (ordered_priority(priority) == ordered_keep_never) drop(lane, view, s, victims);
   }

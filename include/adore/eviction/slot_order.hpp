@@ -26,6 +26,13 @@ class slot_order {
     at(slots_, lane).push_back(slot);
     at(positions_, lane).push_back(position);
   }
+  void insert(index_t lane, index_t slot, position_t position) {
+    auto& positions = at(positions_, lane);
+    auto const place = std::lower_bound(positions.begin(), positions.end(), position);
+    auto& slots = at(slots_, lane);
+    slots.insert(slots.begin() + (place - positions.begin()), slot);
+    positions.insert(place, position);
+  }
   void remove(index_t lane, position_t position) {
     auto& positions = at(positions_, lane);
     auto const place = std::lower_bound(positions.begin(), positions.end(), position);
@@ -47,19 +54,23 @@ class slot_order {
     at(slots_, to) = at(slots_, from);
     at(positions_, to) = at(positions_, from);
   }
-  /// Takes over a lane as it is: [slot] positions, `no_position` where free.
+  /// Takes over a lane as it is: [slot] positions, `no_position` where free, guests marked.
   void assign(index_t lane, std::span<position_t const> positions) {
+    auto const position_in = [&](index_t s) {
+      position_t const p = positions[static_cast<std::size_t>(s)];
+      return is_guest(p) ? guest_mark(p) : p;
+    };
     auto& slots = at(slots_, lane);
     slots.clear();
     for (std::size_t s = 0; s < positions.size(); ++s) {
       if (positions[s] != no_position) slots.push_back(static_cast<index_t>(s));
     }
     std::sort(slots.begin(), slots.end(), [&](index_t a, index_t b) {
-      return positions[static_cast<std::size_t>(a)] < positions[static_cast<std::size_t>(b)];
+      return position_in(a) < position_in(b);
     });
     auto& ascending = at(positions_, lane);
     ascending.clear();
-    for (index_t const s : slots) ascending.push_back(positions[static_cast<std::size_t>(s)]);
+    for (index_t const s : slots) ascending.push_back(position_in(s));
   }
 
  private:

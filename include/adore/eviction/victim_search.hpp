@@ -107,7 +107,7 @@ class victim_search<P> {
     queue_.clear(lane);
     std::vector<index_t> order;
     for (index_t s = 0; s < slots.slots; ++s) {
-      if (slots.positions[s] != no_position) order.push_back(s);
+      if (slots.positions[s] >= 0) order.push_back(s);
     }
     std::sort(order.begin(), order.end(), [&](index_t a, index_t b) {
       return slots.positions[a] < slots.positions[b];

@@ -7,17 +7,36 @@
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/kv_view.hpp"
+#include "adore/rebuild/schedule.hpp"
 
 #include <stdexcept>
 #include <string>
 
 namespace adore::gpu {
 
+/// Released tokens that are computed again in a step: queries whose K and V are in their slots
+/// already, see `device_rebuild`. All device memory.
+struct rebuilt_queries {
+  static constexpr bool has_guests = true;
+  index_t const* counts = nullptr;        // [row]; nullptr: there are none
+  index_t const* tokens = nullptr;        // [row, most] number in the step's tensors
+  position_t const* positions = nullptr;  // [row, most]
+  index_t most = 0;                       // of a row
+  rebuild_mask mask = rebuild_mask::position_causal;
+};
+
+/// No guests: nobody comes back, and lanes hold tokens only. Costs nothing.
+struct no_guests {
+  static constexpr bool has_guests = false;
+  static constexpr index_t most = 0;
+};
+
 /// One layer's attention of a step. Tokens are padded: number row * max_new + j, j < count.
 ///
 /// @tparam T     float, __half or __nv_bfloat16
 /// @tparam View  of K and V by slot: `kv_view<T>`, `paged_view<T>`
-template <class T, class View>
+/// @tparam Guests  `rebuilt_queries` if lanes may hold guests, see `guest_mark`
+template <class T, class View, class Guests = no_guests>
 struct attend_args {
   token_view<T const> q;     // [token, head, channel]
   token_view<T const> k, v;  // [token, kv_head, channel], of the step's new tokens
@@ -35,12 +54,15 @@ struct attend_args {
   /// Scope kv_head: decide in this launch that all new tokens stay. Otherwise nothing changes in
   /// the ledger, and `decide_async` follows.
   bool decides = true;
+  Guests rebuilt{};
 };
+
+inline constexpr index_t most_rebuilt = 32;  ///< of one row in one step, on the device
 
 namespace detail {
 
-template <class P, class T, class View>
-void check_attention(attend_args<T, View> const& args,
+template <class P, class T, class View, class Guests>
+void check_attention(attend_args<T, View, Guests> const& args,
                      ledger_view<P> const& ledger,
                      index_t channels) {
   auto const require = [](bool holds, std::string const& what) {
@@ -63,6 +85,9 @@ void check_attention(attend_args<T, View> const& args,
   require(args.q.head_stride == channels,
           "the query heads of a token must lie one behind the other");
   index_t const tokens = ledger.row_count * ledger.max_new;
+  require(args.rebuilt.most <= most_rebuilt,
+          std::to_string(args.rebuilt.most) + " rebuilt tokens per row: at most " +
+              std::to_string(most_rebuilt));
   require(args.q.tokens >= tokens && args.k.tokens >= tokens && args.v.tokens >= tokens &&
               args.out.tokens >= tokens,
           "q, k, v and out must have room for " + std::to_string(tokens) +

@@ -91,8 +91,8 @@ inline constexpr int attend_warps_per_multiprocessor =
 /// @param warps        of a block
 /// @param resident     blocks that a multiprocessor should hold; fewer, if rings have no room
 /// @throws std::invalid_argument if not even one block fits
-template <class P, class T, class View>
-attend_plan plan_attention(attend_args<T, View> const& args,
+template <class P, class T, class View, class Guests>
+attend_plan plan_attention(attend_args<T, View, Guests> const& args,
                            ledger_view<P> const& ledger,
                            index_t channels,
                            index_t query_tiles,
@@ -101,7 +101,7 @@ attend_plan plan_attention(attend_args<T, View> const& args,
                            int resident) {
   attend_plan plan;
   plan.group = args.q.heads / ledger.kv_heads;
-  index_t const all_rows = ledger.max_new * plan.group;
+  index_t const all_rows = (ledger.max_new + args.rebuilt.most) * plan.group;
   plan.rows = std::min(all_rows, query_tiles * tile_queries / plan.group * plan.group);
   bool const decides = args.decides && ledger.reach == scope::kv_head;
   bool const learns = observes_attention<P> && decides;

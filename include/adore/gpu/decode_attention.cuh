@@ -27,10 +27,10 @@ namespace adore::gpu {
 namespace detail {
 
 /// Lanes of one layer, one after the other; `QueryTiles` x 8 query rows at once.
-template <class T, int Channels, int QueryTiles, class P, class View>
+template <class T, int Channels, int QueryTiles, class P, class View, class Guests>
 __global__ void __launch_bounds__(
     attend_warps_per_multiprocessor<T, Channels, QueryTiles>* warp_threads, 1)
-    attend_kernel(__grid_constant__ attend_args<T, View> const args,
+    attend_kernel(__grid_constant__ attend_args<T, View, Guests> const args,
                   __grid_constant__ ledger_view<P> const ledger,
                   __grid_constant__ P const policy,
                   __grid_constant__ attend_plan const plan) {
@@ -39,8 +39,10 @@ __global__ void __launch_bounds__(
   unsigned const rank = cluster_rank();
   unsigned const blocks = cluster_blocks();
   auto const first_lane = static_cast<index_t>(blockIdx.x / blocks);
+  index_t const* rebuilt_counts = nullptr;
+  if constexpr (Guests::has_guests) rebuilt_counts = args.rebuilt.counts;
   tile_ring<T, Channels, P, View> ring(
-      {ledger, args.keys, args.values, args.layer, plan},
+      {ledger, args.keys, args.values, args.layer, rebuilt_counts, plan},
       first_lane,
       shared_address(dynamic),
       shared_address(dynamic) + static_cast<unsigned>(plan.arrivals));
@@ -48,7 +50,7 @@ __global__ void __launch_bounds__(
                                  ledger.max_new,
                                  shared_address(dynamic) + static_cast<unsigned>(plan.heads),
                                  shared_address(shared.head_arrivals));
-  lane_attention<T, Channels, QueryTiles, P, View> attention(
+  lane_attention<T, Channels, QueryTiles, P, View, Guests> attention(
       args, ledger, policy, plan, dynamic, shared);
   bool const decides = args.decides && ledger.reach == scope::kv_head;
   if (blocks > 1) meet_in_cluster();  // all blocks run before one looks into another
@@ -59,19 +61,31 @@ __global__ void __launch_bounds__(
     index_t const row = of / ledger.kv_heads;
     return books_at(ledger, row, ledger.lane(row, args.layer, of % ledger.kv_heads));
   };
+  auto const rebuilt_of = [&](index_t number) -> index_t {
+    if constexpr (Guests::has_guests) {
+      if (args.rebuilt.counts == nullptr) return 0;
+      return args.rebuilt.counts[min(number, plan.schedule.lanes - 1) / ledger.kv_heads];
+    } else {
+      return 0;
+    }
+  };
   step_books coming = books_of(first_lane);
+  index_t coming_rebuilt = rebuilt_of(first_lane);
   for (index_t number = first_lane; number < plan.schedule.lanes;
        number += plan.schedule.clusters) {
     index_t const following = number + plan.schedule.clusters;
-    lane_of_step lane{
-        .row = number / ledger.kv_heads, .head = number % ledger.kv_heads, .books = coming};
+    lane_of_step lane{.row = number / ledger.kv_heads,
+                      .head = number % ledger.kv_heads,
+                      .rebuilt = coming_rebuilt,
+                      .books = coming};
     coming = books_of(following);
+    coming_rebuilt = rebuilt_of(following);
     if (lane.count() == 0) continue;
     lane.lane = ledger.lane(lane.row, args.layer, lane.head);
     lane.token = lane.row * ledger.max_new;
     lane.share = share_of(lane.books.lane.extent, rank, blocks);
     if (fetched.requested() != number) {
-      fetched.request(args, ledger, number, lane.count(), lane.share);
+      fetched.request(args, ledger, number, lane.count(), lane.rebuilt, lane.share);
     }
     fetched.take();
     if constexpr (observes_attention<P>) {
@@ -91,8 +105,12 @@ __global__ void __launch_bounds__(
       attention.attend(lane, pass, fetched, ring);
       if (plan.head_buffers == 2 && pass + 1 == passes && coming.row.count > 0 &&
           following < plan.schedule.lanes) {
-        fetched.request(
-            args, ledger, following, coming.row.count, share_of(coming.lane.extent, rank, blocks));
+        fetched.request(args,
+                        ledger,
+                        following,
+                        coming.row.count,
+                        coming_rebuilt,
+                        share_of(coming.lane.extent, rank, blocks));
       }
       attention.merge(lane, pass);
       attention.use_weights(lane, pass, decides);
@@ -108,9 +126,9 @@ __global__ void __launch_bounds__(
   }
 }
 
-template <int Channels, int QueryTiles, class P, class T, class View>
+template <int Channels, int QueryTiles, class P, class T, class View, class Guests>
 void launch_attention(cudaStream_t stream,
-                      attend_args<T, View> args,
+                      attend_args<T, View, Guests> args,
                       ledger_view<P> const& ledger,
                       P const& policy) {
   // everything that a row's bits could depend on follows from the slots, not from the batch
@@ -139,7 +157,7 @@ void launch_attention(cudaStream_t stream,
     blocks = 8;
     plan = planned();
   }
-  auto* const kernel = attend_kernel<T, Channels, QueryTiles, P, View>;
+  auto* const kernel = attend_kernel<T, Channels, QueryTiles, P, View, Guests>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes));
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -182,26 +200,31 @@ void launch_attention(cudaStream_t stream,
 /// tokens per row. Query j sees the tokens up to position next + j.
 ///
 /// @tparam Channels       per head: 64, 96, 128, 256 and other multiples of 32 (16 for float)
-/// @tparam MostQueryRows  new tokens x query heads of a KV head, at most; 8 or fewer compile half
-/// as
-///                        long
+/// @tparam MostQueryRows  up to 8, K and V are read once per 8 query rows (queries x query heads of
+///                        a KV head), else once per 16; 8 compile half as long
 /// @throws std::logic_error if shapes do not fit together, std::invalid_argument if the policy's
 ///         weights do not fit into shared memory (more than about 50,000 slots x query rows of a
 ///         KV head per block; a lane is shared by up to 16 blocks), cuda_error
 /// Stream: asynchronous, capturable. Memory: none but shared memory.
 /// Needs:  compute capability 9.0 (clusters).
-template <int Channels, index_t MostQueryRows = 256, eviction_policy P, class T, class View>
+template <int Channels,
+          index_t MostQueryRows = 256,
+          eviction_policy P,
+          class T,
+          class View,
+          class Guests>
 void attend_async(cudaStream_t stream,
-                  attend_args<T, View> const& args,
+                  attend_args<T, View, Guests> const& args,
                   ledger_view<P> const& ledger,
                   P const& policy) {
   static_assert(std::is_same_v<typename checked_device_policy<P>::type, P>);
   detail::check_attention(args, ledger, Channels);
-  index_t const rows = args.q.heads / ledger.kv_heads * ledger.max_new;
-  if (rows > MostQueryRows) {
-    throw std::logic_error("adore: attend_async: " + std::to_string(rows) +
-                           " query rows per KV head, compiled for " +
-                           std::to_string(MostQueryRows));
+  index_t const group = args.q.heads / ledger.kv_heads;
+  index_t const rows = group * (ledger.max_new + args.rebuilt.most);
+  if (group > MostQueryRows) {
+    throw std::logic_error("adore: attend_async: " + std::to_string(group) +
+                           " query heads per KV head, compiled for " +
+                           std::to_string(MostQueryRows) + " query rows");
   }
   if constexpr (MostQueryRows > tile_queries) {
     if (rows > tile_queries) {

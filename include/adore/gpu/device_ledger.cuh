@@ -36,7 +36,11 @@ __global__ void open_row_kernel(ledger_view<P> const ledger,
   for (auto s = static_cast<index_t>(threadIdx.x); s < ledger.stride;
        s += static_cast<index_t>(blockDim.x)) {
     bool const reserved = count > 0 && s < ledger.max_new;
-    ledger.positions[ledger.cell(lane) + s] = reserved ? s : no_position;
+    bool const for_guests = s >= ledger.slots - ledger.guests && s < ledger.slots;
+    ledger.positions[ledger.cell(lane) + s] = reserved ? s : for_guests ? no_guest : no_position;
+    if constexpr (scores_tokens<P>) {
+      if (reserved) ledger.states_of(lane)[s] = {};
+    }
     if (s < ledger.max_new) ledger.new_slots[lane * ledger.max_new + s] = s;
   }
   if (threadIdx.x == 0) {
@@ -81,9 +85,16 @@ class device_ledger {
   /// @param shape    rows, layers, KV heads and slots per lane; channels are not looked at
   /// @param max_new  new tokens that a step may bring per row
   /// @param ring     releases that are remembered for the host; 0: none
-  /// @throws std::invalid_argument if budget and max_new do not fit into the slots
-  device_ledger(
-      P policy, kv_shape const& shape, scope reach, index_t max_new = 1, unsigned ring = 0)
+  /// @param guests   slots of a lane for released tokens that are back, see `device_rebuild`
+  /// @param past     tokens of a sequence that are remembered after their release; 0: none
+  /// @throws std::invalid_argument if budget, max_new and guests do not fit into the slots
+  device_ledger(P policy,
+                kv_shape const& shape,
+                scope reach,
+                index_t max_new = 1,
+                unsigned ring = 0,
+                index_t guests = 0,
+                index_t past = 0)
       : policy_(policy) {
     policy.validate();
     require(max_new >= 1, "max_new", max_new, "must be at least 1");
@@ -95,6 +106,7 @@ class device_ledger {
     view_.slots = shape.slots;
     view_.stride = (shape.slots + cells_per_line - 1) / cells_per_line * cells_per_line;
     view_.max_new = max_new;
+    view_.guests = guests;
     std::vector<index_t> initial;
     for (index_t layer = 0; layer < view_.lane_layers(); ++layer) {
       for (index_t head = 0; head < view_.lane_heads(); ++head) {
@@ -103,10 +115,10 @@ class device_ledger {
           kv_shape lanes = shape;
           budget = policy.lane_budget(lanes, layer, head);
         }
-        require(budget == unbounded || budget <= shape.slots - max_new,
+        require(budget == unbounded || budget <= shape.slots - max_new - guests,
                 "budget",
                 budget,
-                "with max_new it is more than the slots of a lane");
+                "with max_new and guests it is more than the slots of a lane");
         initial.push_back(budget);
       }
     }
@@ -123,6 +135,18 @@ class device_ledger {
     without_room_ = device_buffer<unsigned>(1);
     ring_ = device_buffer<released_entry>(ring);
     written_ = device_buffer<unsigned long long>(1);
+    if (past > 0) {
+      require(reach == scope::model, "past", past, "tokens come back in scope model only");
+      released_ = device_buffer<std::uint8_t>(rows * static_cast<std::size_t>(past));
+      priorities_ = device_buffer<float>(rows * static_cast<std::size_t>(past));
+      departures_ = device_buffer<departure>(rows * most_departures);
+      departed_ = device_buffer<unsigned>(rows);
+      view_.past = {
+          released_.data(), priorities_.data(), past, departures_.data(), departed_.data()};
+      check(cudaMemset(departed_.data(), 0, departed_.bytes()));
+      check(cudaMemset(released_.data(), 0, released_.bytes()));
+      check(cudaMemset(priorities_.data(), 0, priorities_.bytes()));
+    }
     view_.positions = positions_.data();
     view_.states = states_.data();
     view_.lane_states = lane_states_.data();
@@ -162,6 +186,7 @@ class device_ledger {
   void close_async(cudaStream_t stream, index_t row) { restart_async(stream, row, 0, 0); }
   /// `to` goes on from what `from` holds; K/V are the store's to copy, slot by slot.
   void fork_async(cudaStream_t stream, index_t from, index_t to) {
+    refuse_past("fork_async");
     check_row(from);
     check_row(to);
     detail::fork_row_kernel<P>
@@ -229,6 +254,7 @@ class device_ledger {
   /// A row's books as `adore::ledger::snapshot` gives them: host and device read each other's.
   /// Synchronises.
   row_snapshot snapshot(cudaStream_t stream, index_t row) const {
+    refuse_past("snapshot");
     check_row(row);
     row_books const books = one<row_books>(stream, rows_.data() + row);
     row_snapshot saved{.reach = view_.reach, .next = books.next, .seed = books.seed};
@@ -271,6 +297,7 @@ class device_ledger {
     std::vector<position_t> positions(lanes * static_cast<std::size_t>(view_.stride), no_position);
     std::vector<index_t> new_slots(lanes * static_cast<std::size_t>(view_.max_new));
     std::vector<lane_books> books(lanes);
+    std::vector<std::byte> states = saved.slot_states;
     for (std::size_t l = 0; l < lanes; ++l) {
       position_t* const here = positions.data() + l * static_cast<std::size_t>(view_.stride);
       std::copy_n(saved.positions.begin() + static_cast<std::ptrdiff_t>(l * slots), slots, here);
@@ -288,6 +315,12 @@ class device_ledger {
           new_slots[l * static_cast<std::size_t>(view_.max_new) +
                     static_cast<std::size_t>(here[s] % view_.max_new)] = s;
           books[l].extent = s + 1;
+          if constexpr (scores_tokens<P>) {  // of a reserved slot it is empty
+            slot_state_of<P> const none{};
+            std::memcpy(states.data() + (l * slots + static_cast<std::size_t>(s)) * sizeof(none),
+                        &none,
+                        sizeof(none));
+          }
         }
       }
       if (reserved < view_.max_new) {
@@ -306,8 +339,8 @@ class device_ledger {
       for (std::size_t l = 0; l < lanes; ++l) {
         put(stream,
             reinterpret_cast<std::byte*>(view_.states_of(static_cast<index_t>(first + l))),
-            std::span<std::byte const>(saved.slot_states)
-                .subspan(l * slots * sizeof(slot_state_of<P>), slots * sizeof(slot_state_of<P>)));
+            std::span<std::byte const>(states).subspan(l * slots * sizeof(slot_state_of<P>),
+                                                       slots * sizeof(slot_state_of<P>)));
       }
     }
     if constexpr (!std::is_empty_v<lane_state_of<P>>) {
@@ -328,6 +361,11 @@ class device_ledger {
       throw std::invalid_argument(std::string("adore: device_ledger: ") + field + " = " +
                                   std::to_string(value) + ": " + rule);
     }
+  }
+  void refuse_past(char const* what) const {
+    if (view_.past.tokens == 0) return;
+    throw std::logic_error(std::string("adore: device_ledger: ") + what +
+                           ": released tokens may come back, and it does not copy them");
   }
   void check_row(index_t row) const {
     require(row >= 0 && row < view_.row_count, "row", row, "there is no such row");
@@ -371,6 +409,10 @@ class device_ledger {
   device_buffer<unsigned> without_room_;
   device_buffer<released_entry> ring_;
   device_buffer<unsigned long long> written_;
+  device_buffer<std::uint8_t> released_;  // [row, token], of `past_view`
+  device_buffer<float> priorities_;       // [row, token]
+  device_buffer<departure> departures_;   // [row, most_departures]
+  device_buffer<unsigned> departed_;      // [row]
 };
 
 }  // namespace adore::gpu

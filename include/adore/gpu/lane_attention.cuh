@@ -11,6 +11,7 @@
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/tile_ring.cuh"
 #include "adore/gpu/warp.cuh"
+#include "adore/rebuild/schedule.hpp"
 
 #include <cstdint>
 #include <type_traits>
@@ -18,12 +19,12 @@
 namespace adore::gpu::detail {
 
 /// Whether the policy lets a query see a key that is in the lane and not newer.
-template <class P, class T, class View>
+template <class P, class T, class View, class Guests>
 __device__ bool sees_key(P const& policy,
                          position_t key,
                          position_t query,
                          index_t query_head,
-                         attend_args<T, View> const& args) {
+                         attend_args<T, View, Guests> const& args) {
   static_assert(std::is_empty_v<slot_state_of<P>>,
                 "adore::gpu: a policy that hides keys by their state runs on the host only");
   return policy.sees(slot_view{query, query},
@@ -42,7 +43,7 @@ __device__ bool sees_key(P const& policy,
 /// @param position  of slot lane_in_warp() % 16, `no_position` if nobody sees it
 /// @param first     slot of row 0
 /// @param stores    whether new tokens are still to be stored
-template <class T, int Channels, class View>
+template <class T, int Channels, class View, class Guests>
 __device__ __forceinline__ void patch_tile(shared_pointer tile,
                                            unsigned wrong,
                                            position_t position,
@@ -51,7 +52,7 @@ __device__ __forceinline__ void patch_tile(shared_pointer tile,
                                            index_t row,
                                            index_t head,
                                            lane_head<T, Channels> const& fresh,
-                                           attend_args<T, View> const& args,
+                                           attend_args<T, View, Guests> const& args,
                                            bool stores) {
   constexpr int row_bytes = row_cut<T, Channels>::bytes;
   constexpr int vectors = row_bytes / 16;
@@ -83,11 +84,13 @@ __device__ __forceinline__ void patch_tile(shared_pointer tile,
 /// Which lane, and what the ledger says of it.
 struct lane_of_step {
   index_t row, head, lane;
-  index_t token;  // the row's first in the step's tensors
+  index_t token;    // the row's first in the step's tensors
+  index_t rebuilt;  // queries beside those of the new tokens
   step_books books;
   lane_share share;
 
   __device__ index_t count() const { return books.row.count; }
+  __device__ index_t queries() const { return count() + rebuilt; }
   __device__ position_t next() const { return books.row.next; }
   __device__ index_t tiles() const {
     return (share.end - share.first + tile_slots - 1) / tile_slots;
@@ -96,12 +99,12 @@ struct lane_of_step {
 
 /// Up to `QueryTiles` x 8 query rows of a lane: a pass over its K and V. Each warp attends every
 /// n-th tile relative to its own running maximum; then the warps are merged, then the blocks.
-template <class T, int Channels, int QueryTiles, class P, class View>
+template <class T, int Channels, int QueryTiles, class P, class View, class Guests>
 class lane_attention {
  public:
   using ring_type = tile_ring<T, Channels, P, View>;
 
-  __device__ __forceinline__ lane_attention(attend_args<T, View> const& args,
+  __device__ __forceinline__ lane_attention(attend_args<T, View, Guests> const& args,
                                             ledger_view<P> const& ledger,
                                             P const& policy,
                                             attend_plan const& plan,
@@ -117,10 +120,41 @@ class lane_attention {
         sums_(reinterpret_cast<float*>(dynamic + plan.sums)) {}
 
   __device__ __forceinline__ index_t passes(lane_of_step const& of) const {
-    return (of.count() * plan_.group + plan_.rows - 1) / plan_.rows;
+    return (of.queries() * plan_.group + plan_.rows - 1) / plan_.rows;
   }
   __device__ __forceinline__ index_t rows(lane_of_step const& of, index_t pass) const {
-    return min(plan_.rows, of.count() * plan_.group - pass * plan_.rows);
+    return min(plan_.rows, of.queries() * plan_.group - pass * plan_.rows);
+  }
+  /// Number of query j in the step's tensors.
+  __device__ __forceinline__ index_t token_of(lane_of_step const& of, index_t j) const {
+    if constexpr (Guests::has_guests) {
+      if (j >= of.count()) {
+        return args_.rebuilt.tokens[of.row * args_.rebuilt.most + j - of.count()];
+      }
+    }
+    return of.token + j;
+  }
+  /// The last position that query j may see.
+  __device__ __forceinline__ position_t last_seen_by(lane_of_step const& of, index_t j) const {
+    if constexpr (Guests::has_guests) {
+      if (j >= of.count() && j < of.queries()) {
+        if (args_.rebuilt.mask == rebuild_mask::row_causal) return of.next() - 1;
+        if (args_.rebuilt.mask == rebuild_mask::none) return of.next() + of.count() - 1;
+        return args_.rebuilt.positions[of.row * args_.rebuilt.most + j - of.count()];
+      }
+    }
+    return of.next() + j;
+  }
+  /// Under row_causal: whether position p is of a row that is computed behind query j's.
+  __device__ bool is_row_behind(lane_of_step const& of, index_t j, position_t p) const
+      requires(Guests::has_guests) {
+    if (j < of.count() || j >= of.queries()) return false;
+    position_t const* const all = args_.rebuilt.positions + of.row * args_.rebuilt.most;
+    if (p <= all[j - of.count()]) return false;
+    for (index_t i = 0; i < of.rebuilt; ++i) {
+      if (all[i] == p) return true;
+    }
+    return false;
   }
 
   /// The warps' own shares: their outputs and (maximum, sum) go to shared memory.
@@ -138,6 +172,10 @@ class lane_attention {
     index_t const tiles = of.tiles();
     index_t const rows = this->rows(of, pass);
     float const scale = args_.scale * 1.4426950408889634F;
+    bool by_row = false;  // some queries see what depends on more than its position
+    if constexpr (Guests::has_guests) {
+      by_row = of.rebuilt > 0 && args_.rebuilt.mask == rebuild_mask::row_causal;
+    }
     query_tile<T, Channels> queries[QueryTiles];
     output_tile<T, Channels> outputs[QueryTiles];
     float peak[QueryTiles][2];       // running maximum of query rows 2t and 2t + 1, equal in all g
@@ -150,17 +188,18 @@ class lane_attention {
       if (pass == 0) {
         queries[n].load(fetched.query(own), own < rows, t);
       } else {
-        queries[n].load(
-            own < rows ? reinterpret_cast<char const*>(args_.q(
-                             of.token + r / plan_.group, of.head * plan_.group + r % plan_.group))
-                       : nullptr,
-            t);
+        queries[n].load(own < rows ? reinterpret_cast<char const*>(
+                                         args_.q(token_of(of, r / plan_.group),
+                                                 of.head * plan_.group + r % plan_.group))
+                                   : nullptr,
+                        t);
       }
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         peak[n][e] = keep_never;
         sum[n][e] = 0.0F;
-        sees[n][e] = next + (pass * plan_.rows + tile_queries * n + 2 * t + e) / plan_.group;
+        sees[n][e] =
+            last_seen_by(of, (pass * plan_.rows + tile_queries * n + 2 * t + e) / plan_.group);
       }
     }
 
@@ -169,6 +208,7 @@ class lane_attention {
       index_t const own_slot = tile * tile_slots + lane_in_warp() % tile_slots;
       position_t own =
           share.first + own_slot < share.end ? fetched.position(own_slot) : no_position;
+      if constexpr (Guests::has_guests) own = position_in_slot(own);
       if (own >= next + count) own = no_position;  // nobody sees it
       // bits of rows that are not kept tokens' (the upper half repeats the lower)
       unsigned const wrong = __ballot_sync(whole_warp, own < 0 || own >= next) & 0xFFFFU;
@@ -195,6 +235,12 @@ class lane_attention {
         for (int i = 0; i < 4; ++i) {
           position_t const p = at[i / 2];
           bool visible = p >= 0 && p <= sees[n][i % 2];
+          if constexpr (Guests::has_guests) {
+            if (by_row) {
+              index_t const r = pass * plan_.rows + tile_queries * n + 2 * t + i % 2;
+              visible = visible && !is_row_behind(of, r / plan_.group, p);
+            }
+          }
           if constexpr (masks_attention<P>) {
             index_t const r = pass * plan_.rows + tile_queries * n + 2 * t + i % 2;
             visible =
@@ -285,7 +331,7 @@ class lane_attention {
     auto const write = [&](index_t r, index_t c, float2 x) {
       index_t const at = pass * plan_.rows + r;
       T* const to =
-          args_.out(of.token + at / plan_.group, of.head * plan_.group + at % plan_.group) + c;
+          args_.out(token_of(of, at / plan_.group), of.head * plan_.group + at % plan_.group) + c;
       if constexpr (sizeof(T) == 2) {
         *reinterpret_cast<unsigned*>(to) = matrix_unit<T>::pack(x.x, x.y);
       } else {
@@ -353,7 +399,7 @@ class lane_attention {
     }
     if (args_.lse != nullptr && share.rank == 0 && static_cast<index_t>(threadIdx.x) < rows) {
       index_t const at = pass * plan_.rows + static_cast<index_t>(threadIdx.x);
-      args_.lse[static_cast<std::int64_t>(of.token + at / plan_.group) * args_.q.heads +
+      args_.lse[static_cast<std::int64_t>(token_of(of, at / plan_.group)) * args_.q.heads +
                 of.head * plan_.group + at % plan_.group] =
           shared_.lse[threadIdx.x] * 0.6931471805599453F;
     }
@@ -365,7 +411,8 @@ class lane_attention {
     auto const threads = static_cast<index_t>(blockDim.x);
     lane_share const& share = of.share;
     index_t const first_query = pass * plan_.rows / plan_.group;
-    index_t const queries_here = rows(of, pass) / plan_.group;
+    // those of new tokens
+    index_t const queries_here = min(rows(of, pass) / plan_.group, of.count() - first_query);
     if (args_.weights != nullptr) {
       // the last block also clears what lies behind the slots in use
       index_t const end = share.rank + 1 == share.blocks ? ledger_.slots : share.end;
@@ -457,7 +504,7 @@ class lane_attention {
     return weight;
   }
 
-  attend_args<T, View> const& args_;
+  attend_args<T, View, Guests> const& args_;
   ledger_view<P> const& ledger_;
   P const& policy_;
   attend_plan const& plan_;

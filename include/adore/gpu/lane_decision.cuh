@@ -24,8 +24,7 @@ struct checked_device_policy {
   static_assert(!marks_tokens<P>,
                 "adore::gpu: a policy that marks tokens after each step runs on the host only");
   static_assert(!limits_attention<P>, "adore::gpu: dynamic top-K attention runs on the host only");
-  static_assert(!rebuilds_tokens<P> && !recalls_tokens<P>,
-                "adore::gpu: this cache neither rebuilds nor recalls tokens");
+  static_assert(!recalls_tokens<P>, "adore::gpu: this cache does not recall tokens");
   using type = P;
 };
 
@@ -178,8 +177,13 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
         [&](index_t s, position_t p) { return key_of(s, p, states[has_state ? s : 0]); });
   };
 
+  auto const reserve = [&](index_t slot, position_t coming) {
+    positions[slot] = coming;
+    if constexpr (scores_tokens<P>) states[slot] = {};  // its score comes before it does
+  };
   index_t extent = book.extent;
-  index_t holes = book.extent - book.occupied - ledger.max_new;
+  index_t const end_of_tokens = ledger.slots - ledger.guests;
+  index_t holes = min(extent, end_of_tokens) - book.occupied - ledger.max_new;
   index_t freed[most_new_tokens];  // in the leader: slots to reserve anew
   index_t freed_count = 0;
   if (observes_attention<P> || has_state || !one_level || view.occupied > view.budget) {
@@ -204,7 +208,8 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
         if constexpr (has_state) {
           bool const fresh = p[i] >= next;
           if (fresh) {
-            state[i] = {};
+            // the state of a reserved slot is empty, or holds the score that the token came with
+            if constexpr (!scores_tokens<P>) state[i] = {};
             if constexpr (scores_keys<P>) policy.score_key(state[i], squared_norm_of(p[i] - next));
           }
           if constexpr (observes_attention<P>) {
@@ -222,7 +227,19 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
       auto const low = static_cast<std::uint32_t>(which.key);
       return static_cast<position_t>(releases_newest_of_equals<P> ? ~low : low);
     };
-    auto const tell = [&](position_t p) {
+    auto const tell = [&](position_t p, index_t slot) {
+      if (p < ledger.past.tokens) {
+        std::int64_t const place = std::int64_t{row} * ledger.past.tokens + p;
+        ledger.past.released[place] = 1;
+        unsigned const order = ledger.past.departed[row]++;
+        if (order < unsigned{most_departures}) {
+          ledger.past.departures[row * most_departures + static_cast<index_t>(order)] = {p, slot};
+        }
+        if constexpr (!scores_tokens<P>) {
+          ledger.past.priorities[place] =
+              priority_of(policy, slot_view{p, p}, view, states[has_state ? slot : 0], lane_state);
+        }
+      }
       if (ledger.released.capacity == 0) return;
       unsigned long long const before = atomicAdd(ledger.released.written, 1ULL);
       ledger.released.entries[before % ledger.released.capacity] = {
@@ -234,9 +251,9 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
       // every step of a full lane: the next token takes the victim's slot, the books stay as they
       // are
       if (leads) {
-        positions[lowest.slot] = next + 1;
+        tell(position_in(lowest), lowest.slot);
+        reserve(lowest.slot, next + 1);
         ledger.new_slots[lane] = lowest.slot;
-        tell(position_in(lowest));
       }
       return;
     }
@@ -260,7 +277,7 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
       }
       ++freed_count;
       --view.occupied;
-      if (leads) tell(p);
+      if (leads) tell(p, gone.slot);
     };
     for (;;) {
       bool const over = view.occupied > view.budget;
@@ -335,14 +352,14 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
       }
       slot = detail::smallest_in_lane(hole, share, shared, turn).slot;
       --holes;
-    } else if (extent < ledger.slots) {
+    } else if (extent < end_of_tokens) {
       slot = extent++;
     }
     if (leads) {
       position_t const coming = next + ledger.max_new + i;
       ledger.new_slots[lane * ledger.max_new + coming % ledger.max_new] = slot;
       if (slot >= 0) {
-        positions[slot] = coming;
+        reserve(slot, coming);
       } else {
         atomicAdd(ledger.lanes_without_room, 1U);
       }

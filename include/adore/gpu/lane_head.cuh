@@ -10,6 +10,7 @@
 #include "adore/gpu/warp.cuh"
 
 #include <cstdint>
+#include <type_traits>
 
 namespace adore::gpu::detail {
 
@@ -45,23 +46,29 @@ class lane_head {
 
   /// Asks for a lane's head. All threads call it.
   ///
-  /// @param number  names the lane
+  /// @param number   names the lane
+  /// @param count    of new tokens
+  /// @param rebuilt  of tokens that are computed again
   template <class Args, eviction_policy P>
   __device__ __forceinline__ void request(Args const& args,
                                           ledger_view<P> const& ledger,
                                           index_t number,
                                           index_t count,
+                                          index_t rebuilt,
                                           lane_share const& share) {
     requested_ = number;
     auto const j = static_cast<index_t>(threadIdx.x);
-    if (j >= count) return;  // a thread per new token
+    if (j >= count + rebuilt) return;  // a thread per query
     index_t const row = number / ledger.kv_heads;
     index_t const head = number % ledger.kv_heads;
-    index_t const token = row * ledger.max_new + j;
+    index_t token = row * ledger.max_new + j;
+    if constexpr (std::remove_cvref_t<decltype(args.rebuilt)>::has_guests) {
+      if (j >= count) token = args.rebuilt.tokens[row * args.rebuilt.most + j - count];
+    }
     unsigned const next = which_ ^ other_;
     shared_pointer const to = buffer(next);
     shared_pointer const bar = arrivals_ + next * arrival_bytes;
-    index_t const first_pass = min(count, plan_.rows / plan_.group);  // tokens
+    index_t const first_pass = min(count + rebuilt, plan_.rows / plan_.group);  // tokens
     auto const query_bytes = static_cast<unsigned>(plan_.group * row_bytes);
     std::uint64_t const hint = read_once_hint();
     if (j == 0) {
@@ -84,6 +91,7 @@ class lane_head {
                 bar,
                 hint);
     }
+    if (j >= count) return;
     copy_bulk(to + keys() + static_cast<unsigned>(j * row_bytes),
               args.k(token, head),
               row_bytes,

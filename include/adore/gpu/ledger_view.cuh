@@ -39,13 +39,39 @@ struct ring_view {
   unsigned capacity = 0;
 };
 
+/// A token that the last decision released, and the slot where its K and V still lie.
+struct departure {
+  position_t position;
+  index_t slot;
+};
+inline constexpr index_t most_departures = 40;  ///< of a row and decision that are noted
+
+/// What is remembered of released tokens, so that they can come back.
+struct past_view {
+  std::uint8_t* released = nullptr;  // [row, token] 1: has left the cache, and may come back
+  float* priorities = nullptr;      // [row, token] a controller's score, or the last before release
+  index_t tokens = 0;               // of the longest sequence; 0: nothing is remembered
+  departure* departures = nullptr;  // [row, most_departures], for whoever copies K and V away
+  unsigned* departed = nullptr;     // [row] how many since that was done
+};
+
+/// Stands in a slot that is set aside for guests while there is none: a guest from after the end of
+/// the sequence, whom nobody sees.
+inline constexpr position_t no_guest = guest_mark(last_position);
+
+/// The position of whoever is in a slot, token or guest; `no_position` if it is free.
+ADORE_HOST_DEVICE constexpr position_t position_in_slot(position_t in_slot) noexcept {
+  return is_guest(in_slot) ? guest_mark(in_slot) : in_slot;
+}
+
 /// The ledger's arrays.
 ///
 /// A slot that holds position p with
 ///     0 <= p < next               keeps a token,
 ///     next <= p < next + count    is where this step's token number p - next belongs,
 ///     p >= next + count           is reserved for a later token,
-///     p = no_position             is free.
+///     p = no_position             is free,
+///     p < no_position             holds a guest, see `guest_mark`.
 /// The decision at the end of a step reserves slots for the positions next .. next + max_new - 1 of
 /// the steps to come, so that a step needs no plan from the host: who reads the ledger knows which
 /// slot each new token goes to.
@@ -59,9 +85,11 @@ struct ledger_view {
   row_books* rows = nullptr;                // [row]
   unsigned* lanes_without_room = nullptr;   // how often a coming token found no slot
   ring_view released{};
+  past_view past{};
   index_t row_count = 0, layers = 0, kv_heads = 0;
   index_t slots = 0, stride = 0;  // of a lane; neighbours in `positions` are `stride` apart
   index_t max_new = 1;
+  index_t guests = 0;  // slots of a lane that only guests may use
   scope reach = scope::kv_head;
 
   ADORE_HOST_DEVICE constexpr index_t lane_layers() const {

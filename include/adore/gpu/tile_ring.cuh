@@ -31,6 +31,7 @@ class tile_ring {
     View const& keys;
     View const& values;
     index_t layer;
+    index_t const* rebuilt;  // [row] queries beside those of new tokens; nullptr: none
     attend_plan const& plan;
   };
 
@@ -83,7 +84,8 @@ class tile_ring {
   __device__ __forceinline__ void look_ahead(index_t number) {
     if (number >= from_.plan.schedule.lanes) return;
     index_t const in_row = number / from_.ledger.kv_heads;
-    coming_count_ = from_.ledger.rows[in_row].count;
+    coming_queries_ = from_.ledger.rows[in_row].count;
+    if (from_.rebuilt != nullptr && coming_queries_ > 0) coming_queries_ += from_.rebuilt[in_row];
     coming_extent_ =
         from_.ledger.lanes[from_.ledger.lane(in_row, from_.layer, number % from_.ledger.kv_heads)]
             .extent;
@@ -92,7 +94,7 @@ class tile_ring {
   __device__ __forceinline__ void enter() {
     for (; number_ < from_.plan.schedule.lanes; number_ += from_.plan.schedule.clusters) {
       lane_share const share = share_of(coming_extent_, cluster_rank(), cluster_blocks());
-      passes_left_ = (coming_count_ * from_.plan.group + from_.plan.rows - 1) / from_.plan.rows;
+      passes_left_ = (coming_queries_ * from_.plan.group + from_.plan.rows - 1) / from_.plan.rows;
       look_ahead(number_ + from_.plan.schedule.clusters);
       first_ = share.first + warp_in_block() * tile_slots;
       end_ = share.end;
@@ -160,7 +162,7 @@ class tile_ring {
   char const* key_ = nullptr;  // of slot_, if tiles are whole
   char const* value_ = nullptr;
   index_t number_, slot_ = 0, first_ = 0, end_ = 0, passes_left_ = 0;
-  index_t coming_count_ = 0, coming_extent_ = 0;
+  index_t coming_queries_ = 0, coming_extent_ = 0;
   index_t stage_ = 0;
   unsigned parity_ = 0;
 };

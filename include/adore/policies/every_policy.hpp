@@ -3,6 +3,8 @@
 // over this list: a new policy is a new file and one line here.
 #pragma once
 
+#include "adore/policies/adaptive_release.hpp"
+#include "adore/policies/attentive_release.hpp"
 #include "adore/policies/decayed_h2o.hpp"
 #include "adore/policies/dynamic_top_k.hpp"
 #include "adore/policies/h2o.hpp"
@@ -43,6 +45,8 @@ using every_policy = policy_list<keep_all,
                                  snapkv,
                                  sentinel,
                                  sparse_transformer,
-                                 dynamic_top_k>;
+                                 dynamic_top_k,
+                                 adaptive_release,
+                                 attentive_release>;
 
 }  // namespace adore

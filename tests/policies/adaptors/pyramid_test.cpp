@@ -61,7 +61,7 @@ table kept_counts(P policy, index_t layers, index_t slots, index_t prompt) {
       result.back().push_back(static_cast<index_t>(cache.kept(0, layer).size()));
     }
   };
-  cache.begin_prompt(0, prompt);
+  cache.begin_prompt({0, prompt});
   forward(prompt);
   count();
   for (int i = 0; i < 2; ++i) {

@@ -116,9 +116,6 @@ struct forwards : detail::forwards_fixed_priority<P>,
                                          float logit) const noexcept requires scores_tokens<P> {
     inner().score(state, logit);
   }
-  ADORE_HOST_DEVICE constexpr index_t rebuild_count() const noexcept requires rebuilds_tokens<P> {
-    return inner().rebuild_count();
-  }
   ADORE_HOST_DEVICE constexpr index_t recall_count() const noexcept requires recalls_tokens<P> {
     return inner().recall_count();
   }

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// Before a step: which released tokens come back, by which schedule; after it: which of them stay.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/eviction/ledger.hpp"
+#include "adore/eviction/slot_order.hpp"
+#include "adore/order_key.hpp"
+#include "adore/rebuild/choose.hpp"
+#include "adore/rebuild/past_tokens.hpp"
+#include "adore/rebuild/schedule.hpp"
+#include "adore/types.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <variant>
+#include <vector>
+
+namespace adore {
+
+/// How much a cache has brought back since it was made.
+struct rebuild_counts {
+  std::uint64_t computed = 0;  ///< rows that the model had to compute again
+  std::uint64_t entered = 0;   ///< tokens that were not there in the step before
+  std::uint64_t deferred = 0;  ///< wanted tokens that had to wait for a row of the pool
+};
+
+/// Source: policies.md 13. One lane per row: a token passes through all layers.
+template <eviction_policy P>
+class rebuild_stage {
+ public:
+  rebuild_stage(rebuild_options const& options, index_t rows)
+      : options_(options),
+        past_(options.count > 0 ? static_cast<std::size_t>(rows) : 0),
+        guests_(past_.size()),
+        wanted_(past_.size()),
+        steps_(past_.size(), 0) {
+    if (auto const* const entry = std::get_if<on_entry>(&options.schedule)) {
+      pool_ = entry->pool > 0 ? entry->pool : std::max(rows / 4, 1);
+    }
+  }
+
+  bool active() const noexcept { return options_.count > 0; }
+  bool restores() const noexcept { return std::holds_alternative<restore>(options_.schedule); }
+  /// Bytes that the tier may hold, 0 without one.
+  std::size_t tier_limit() const noexcept {
+    auto const* const wanted = std::get_if<restore>(&options_.schedule);
+    return wanted != nullptr ? wanted->limit_bytes : 0;
+  }
+  rebuild_counts const& counts() const noexcept { return counts_; }
+  /// Those that enter in this step, row after row, ascending.
+  std::span<rebuilt_token const> entering() const noexcept { return entering_; }
+  past_tokens<P>& past(index_t row) { return past_[static_cast<std::size_t>(row)]; }
+  past_tokens<P> const& past(index_t row) const { return past_[static_cast<std::size_t>(row)]; }
+
+  void open(index_t row) {
+    if (!active()) return;
+    past(row).clear();
+    guests(row).clear();
+    steps_[static_cast<std::size_t>(row)] = 0;
+  }
+  void fork(index_t from, index_t to) {
+    if (!active()) return;
+    past(to) = past(from);
+    guests(to) = guests(from);
+    steps_[static_cast<std::size_t>(to)] = steps_[static_cast<std::size_t>(from)];
+  }
+
+  void begin() noexcept { entering_.clear(); }
+  /// The rows of the step have their new tokens: chooses who comes back, and gives them slots.
+  template <class Rows>
+  void choose(ledger<P>& books, slot_order& order, Rows const& rows) {
+    if (!active()) return;
+    wishes_.clear();
+    for (auto const& row : rows) wish(books, row.row, row.count);
+    // the best first, whichever row they are in; equals in the order of rows
+    std::stable_sort(
+        wishes_.begin(), wishes_.end(), [](auto const& a, auto const& b) { return a.key > b.key; });
+    index_t left = pool_;
+    for (wish_of_row const& one : wishes_) {
+      if (left == 0) {
+        ++counts_.deferred;
+        continue;
+      }
+      enter(books, order, one.row, one.position);
+      if (pool_ != unbounded) --left;
+    }
+    std::sort(entering_.begin(), entering_.end(), [](auto const& a, auto const& b) {
+      return a.row != b.row ? a.row < b.row : a.position < b.position;
+    });
+    if (!restores()) counts_.computed += entering_.size();
+  }
+
+  /// Before the row's `commit`: tokens that came back observe, compete, or leave.
+  ///
+  /// @param accepted  new tokens that stay; 0: nothing competes
+  /// @param weights   as for `ledger::commit`
+  void settle(
+      ledger<P>& books, slot_order& order, index_t row, index_t accepted, float const* weights) {
+    if (!active()) return;
+    index_t const lane = books.lane(row, 0, 0);
+    if constexpr (observes_attention<P>) {
+      if (options_.score == rebuilt_score::accumulate && accepted > 0) {
+        lane_view const view = books.view_of(lane, books.next_position(row) + accepted - 1);
+        for (guest const& one : guests(row)) {
+          books.policy().observe(past(row).state(one.position),
+                                 {one.position, one.position},
+                                 view,
+                                 weights[one.slot],
+                                 accepted);
+        }
+      }
+    }
+    if (options_.admit == rebuild_admission::compete && accepted > 0) {
+      for (guest const& one : guests(row)) {
+        books.admit(lane, one.slot);
+        past(row).keep(one.position);
+      }
+      guests(row).clear();
+      books.index_queue(lane);
+    } else if (std::holds_alternative<every_step>(options_.schedule)) {
+      while (!guests(row).empty()) leave(books, order, row, guests(row).size() - 1);
+    }
+    past(row).truncate(books.next_position(row) + accepted);
+  }
+  /// After the row's `commit`, or another decision: what the policy has released may come back.
+  void follow(ledger<P>& books) {
+    if (!active()) return;
+    for (released_token const& gone : books.released()) {
+      past(books.row_of(gone.lane))
+          .release(gone.position, books.slots_of(gone.lane).state(gone.slot));
+    }
+  }
+  /// ... after a dense prompt.
+  ///
+  /// @param states  [position] what the policy knows of the prompt's tokens
+  void follow_prompt(ledger<P>& books, index_t row, std::span<slot_state_of<P> const> states) {
+    if (!active()) return;
+    for (released_token const& gone : books.released()) {
+      past(row).release(gone.position, states[static_cast<std::size_t>(gone.position)]);
+    }
+  }
+
+ private:
+  struct guest {
+    position_t position;
+    index_t slot;
+  };
+  struct wish_of_row {
+    std::uint64_t key;
+    index_t row;
+    position_t position;
+  };
+
+  std::vector<guest>& guests(index_t row) { return guests_[static_cast<std::size_t>(row)]; }
+  bool is_guest_of(index_t row, position_t position) {
+    auto const& here = guests(row);
+    return std::any_of(
+        here.begin(), here.end(), [=](guest const& one) { return one.position == position; });
+  }
+
+  /// Adds to the wishes whom the row wants back and has not; makes everyone leave in the steps of
+  /// `every`.
+  void wish(ledger<P>& books, index_t row, index_t count) {
+    index_t const step = steps_[static_cast<std::size_t>(row)]++;
+    auto const* const periodic = std::get_if<every>(&options_.schedule);
+    if (periodic != nullptr && (step + row) % std::max(periodic->steps, 1) != 0) return;
+    index_t const lane = books.lane(row, 0, 0);
+    lane_view const view = books.view_of(lane, books.next_position(row) + count - 1);
+    past_tokens<P> const& all = past(row);
+    if (all.released() == 0) return;
+    auto const& lane_state = *books.slots_of(lane).lane_state;
+    priorities_.resize(static_cast<std::size_t>(all.size()));
+    for (position_t p = 0; p < all.size(); ++p) {
+      if (all.is_cached()[static_cast<std::size_t>(p)] != 0) continue;
+      priorities_[static_cast<std::size_t>(p)] =
+          priority_of(books.policy(), slot_view{p, p}, view, all.state(p), lane_state);
+    }
+    std::vector<position_t>& wanted = wanted_[static_cast<std::size_t>(row)];
+    wanted.resize(static_cast<std::size_t>(options_.count));
+    index_t const found = choose_rebuilt(priorities_, all.is_cached(), options_.count, wanted);
+    wanted.resize(static_cast<std::size_t>(found));
+    for (position_t const p : wanted) {
+      if (periodic == nullptr && is_guest_of(row, p)) continue;
+      wishes_.push_back({order_key(priorities_[static_cast<std::size_t>(p)], p), row, p});
+    }
+  }
+  void enter(ledger<P>& books, slot_order& order, index_t row, position_t position) {
+    if (is_guest_of(row, position)) {  // computed anew where it is
+      auto& here = guests(row);
+      auto const place = std::find_if(
+          here.begin(), here.end(), [=](guest const& one) { return one.position == position; });
+      entering_.push_back({row, position, past(row).id(position), place->slot});
+      return;
+    }
+    if (guests(row).size() == static_cast<std::size_t>(options_.count)) {
+      make_room(books, order, row);
+    }
+    index_t const lane = books.lane(row, 0, 0);
+    index_t const slot = books.invite(lane, position, past(row).state(position));
+    order.insert(lane, slot, position);
+    guests(row).push_back({position, slot});
+    entering_.push_back({row, position, past(row).id(position), slot});
+    ++counts_.entered;
+  }
+  /// The oldest guest that the row no longer wants leaves: one that is wanted never has to.
+  void make_room(ledger<P>& books, slot_order& order, index_t row) {
+    auto const& wanted = wanted_[static_cast<std::size_t>(row)];
+    auto const& here = guests(row);
+    std::size_t i = 0;
+    while (std::binary_search(wanted.begin(), wanted.end(), here[i].position)) ++i;
+    leave(books, order, row, i);
+  }
+  void leave(ledger<P>& books, slot_order& order, index_t row, std::size_t i) {
+    guest const gone = guests(row)[i];
+    guests(row).erase(guests(row).begin() + static_cast<std::ptrdiff_t>(i));
+    index_t const lane = books.lane(row, 0, 0);
+    order.remove(lane, gone.position);
+    books.dismiss(lane, gone.slot);
+  }
+
+  rebuild_options options_;
+  index_t pool_ = unbounded;
+  std::vector<past_tokens<P>> past_;             // [row]
+  std::vector<std::vector<guest>> guests_;       // [row], in the order in which they entered
+  std::vector<std::vector<position_t>> wanted_;  // [row], ascending
+  std::vector<index_t> steps_;                   // [row]
+  std::vector<rebuilt_token> entering_;
+  rebuild_counts counts_;
+  // scratch of `choose`
+  std::vector<float> priorities_;  // [position]
+  std::vector<wish_of_row> wishes_;
+};
+
+}  // namespace adore

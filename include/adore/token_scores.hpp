@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// A controller's logits on their way to the slots of a lane.
+#pragma once
+
+#include "adore/cache_options.hpp"
+#include "adore/concepts.hpp"
+#include "adore/eviction/lane_slots.hpp"
+#include "adore/types.hpp"
+
+#include <cstddef>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+namespace adore {
+
+/// One output's logits of the tokens first, first + 1, ...
+struct token_scores {
+  position_t first = 0;
+  std::span<float const> logits{};
+
+  bool has(position_t p) const noexcept {
+    return p >= first && p - first < static_cast<index_t>(logits.size());
+  }
+  float of(position_t p) const { return logits[static_cast<std::size_t>(p - first)]; }
+};
+
+/// @throws std::logic_error unless the scores of a row are [output, token] with as many outputs as
+///         the cache has layers, or KV heads in all layers, or one; and no token of the future
+inline void check_scores(row_tokens const& row, kv_shape const& shape, position_t next) {
+  if (row.scores.empty()) return;
+  bool const known = row.outputs == 1 || row.outputs == shape.layers ||
+                     row.outputs == shape.layers * shape.kv_heads;
+  auto const outputs = static_cast<std::size_t>(row.outputs);
+  if (!known || row.scores.size() % outputs != 0 ||
+      row.scores.size() / outputs > static_cast<std::size_t>(next + row.count)) {
+    throw std::logic_error(
+        "adore: row " + std::to_string(row.row) + " brings " + std::to_string(row.scores.size()) +
+        " scores of " + std::to_string(row.outputs) +
+        " outputs; [output, token] is needed, with 1, " + std::to_string(shape.layers) + " or " +
+        std::to_string(shape.layers * shape.kv_heads) +
+        " outputs and no more tokens than the sequence has");
+  }
+}
+
+/// The part of a row's scores that concerns the lanes of a layer and KV head.
+///
+/// @param newest  the row's last new token
+inline token_scores scores_of(row_tokens const& row,
+                              kv_shape const& shape,
+                              index_t layer,
+                              index_t kv_head,
+                              position_t newest) {
+  std::size_t const tokens = row.scores.size() / static_cast<std::size_t>(row.outputs);
+  index_t const output = row.outputs == 1              ? 0
+                         : row.outputs == shape.layers ? layer
+                                                       : layer * shape.kv_heads + kv_head;
+  return {newest + 1 - static_cast<position_t>(tokens),
+          row.scores.subspan(static_cast<std::size_t>(output) * tokens, tokens)};
+}
+
+/// Gives the policy the scores of all tokens and guests in the lane that have one.
+template <scores_tokens P>
+void give_scores(P const& policy, lane_slots<P> const& lane, token_scores const& scores) {
+  for (index_t s = 0; s < lane.slots; ++s) {
+    position_t const here = lane.positions[s];
+    position_t const p = is_guest(here) ? guest_mark(here) : here;
+    if (p >= 0 && scores.has(p)) policy.score(lane.state(s), scores.of(p));
+  }
+}
+
+}  // namespace adore

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny random model whose tokens are the bytes of the text, for tests of whole programs."""
+import array
+import math
+import random
+import struct
+
+WIDTH, LAYERS, HEADS, KV_HEADS, HIDDEN, VOCABULARY = 32, 2, 4, 2, 48, 259
+CHANNELS = WIDTH // HEADS
+
+
+def write_tiny_model(path):
+    """A GGUF file of random weights; the tokeniser knows bytes only, token = byte + 3."""
+
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    def numbers(code, form, values):
+        head = struct.pack("<IIQ", 9, code, len(values))
+        return head + struct.pack(f"<{len(values)}{form}", *values)
+
+    def number(value):
+        return struct.pack("<II", 4, value)
+
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    entries = {
+        "general.architecture": struct.pack("<I", 8) + text("llama"),
+        "llama.embedding_length": number(WIDTH),
+        "llama.block_count": number(LAYERS),
+        "llama.feed_forward_length": number(HIDDEN),
+        "llama.attention.head_count": number(HEADS),
+        "llama.attention.head_count_kv": number(KV_HEADS),
+        "llama.context_length": number(256),
+        "llama.vocab_size": number(VOCABULARY),
+        "llama.rope.dimension_count": number(CHANNELS),
+        "llama.attention.layer_norm_rms_epsilon": struct.pack("<If", 6, 1e-5),
+        "tokenizer.ggml.model": struct.pack("<I", 8) + text("llama"),
+        "tokenizer.ggml.tokens": struct.pack("<IIQ", 9, 8, VOCABULARY)
+        + b"".join(map(text, tokens)),
+        "tokenizer.ggml.scores": numbers(6, "f", [0.0] * VOCABULARY),
+        "tokenizer.ggml.token_type": numbers(5, "i", [2, 3, 3] + [6] * 256),
+        "tokenizer.ggml.add_space_prefix": struct.pack("<IB", 7, 0),
+    }
+    shapes = {"token_embd.weight": (VOCABULARY, WIDTH), "output_norm.weight": (WIDTH,)}
+    for layer in range(LAYERS):
+        for name, shape in {
+            "attn_norm": (WIDTH,),
+            "attn_q": (WIDTH, WIDTH),
+            "attn_k": (KV_HEADS * CHANNELS, WIDTH),
+            "attn_v": (KV_HEADS * CHANNELS, WIDTH),
+            "attn_output": (WIDTH, WIDTH),
+            "ffn_norm": (WIDTH,),
+            "ffn_gate": (HIDDEN, WIDTH),
+            "ffn_up": (HIDDEN, WIDTH),
+            "ffn_down": (WIDTH, HIDDEN),
+        }.items():
+            shapes[f"blk.{layer}.{name}.weight"] = shape
+    draw = random.Random(1)
+    header, data = b"", b""
+    for name, shape in shapes.items():
+        middle, spread = (1.0, 0.3) if len(shape) == 1 else (0.0, 0.5)
+        header += text(name) + struct.pack("<I", len(shape))
+        header += struct.pack(f"<{len(shape)}Q", *reversed(shape))
+        header += struct.pack("<IQ", 0, len(data))
+        weights = (middle + draw.uniform(-spread, spread) for _ in range(math.prod(shape)))
+        data += array.array("f", weights).tobytes()
+        data += bytes(-len(data) % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(entries))
+    head += b"".join(text(key) + value for key, value in entries.items()) + header
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
