@@ -10,6 +10,7 @@ function(adore_add_llama_cpp)
   set(GGML_NATIVE ${ADORE_NATIVE})
   set(GGML_CCACHE OFF) # would set a launcher for every target of this build
   set(GGML_LLAMAFILE OFF) # a second matrix product, 10 s to compile
+  set(GGML_RPC ON) # devices of other machines, two small sources
   set(GGML_CPU_REPACK OFF) # other layouts of quantised weights, made while loading
   set(LLAMA_ALL_WARNINGS OFF)
   foreach(part COMMON TESTS TOOLS EXAMPLES SERVER APP)

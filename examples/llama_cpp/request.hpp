@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the command line of adore-llama asks for.
+#pragma once
+
+#include "llama_cpp/decoder.hpp"
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace llama_cpp_example {
+
+struct request {
+  enum class task : std::uint8_t { generate, perplexity, talk };
+
+  std::string model;
+  std::string text;  ///< prompt, or the text whose perplexity is asked for
+  task what = task::generate;
+  int predict = 128;                    ///< tokens to write
+  int limit = 0;                        ///< first tokens of the text that are used; 0: all
+  float temperature = 0.0F;             ///< 0: always the likeliest token
+  std::optional<adore::index_t> cells;  ///< B as it was asked for
+  int gpu_layers = 0;
+  std::vector<std::string> rpc;  ///< host:port
+  bool shows_kept = false;
+  decoder_options decoding;
+};
+
+/// @return nothing if the command line only asked for help, which has been printed
+/// @throws std::exception with a sentence for what cannot be understood
+std::optional<request> read_request(int count, char** arguments);
+
+}  // namespace llama_cpp_example
