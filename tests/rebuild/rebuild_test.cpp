@@ -205,6 +205,36 @@ TEST_CASE("the same tokens in another context: the two-layer example") {
   CHECK(last(2, 1, none) == doctest::Approx(7.5));
 }
 
+TEST_CASE("under scores that change every released token can come back") {
+  // policies.md 20.8: m = 2, R = 1
+  deep_model const model(2, 1, 1, 4);
+  std::vector<std::vector<float>> const scores{{0.9F},
+                                               {0.9F, 0.2F},
+                                               {0.9F, 0.2F, 0.6F},
+                                               {0.7F, 0.1F, 0.5F, 0.4F},
+                                               {0.3F, 0.9F, 0.5F, 0.6F, 0.4F}};
+  for (auto const admit : {rebuild_admission::never, rebuild_admission::compete}) {
+    rebuild_options wanted;
+    wanted.count = 1;
+    wanted.admit = admit;
+    auto cache = cache_for(model, {2, 0, 0}, wanted);
+    std::vector<std::set<position_t>> back;
+    for (index_t n = 0; n < 5; ++n) {
+      cache.begin_step({0, 1, {&n, 1}, scores[static_cast<std::size_t>(n)], 1});
+      back.push_back(back_in(cache));
+      auto const tokens = static_cast<index_t>(1 + cache.rebuilt().size());
+      std::vector<float> const data(static_cast<std::size_t>(4 * tokens), 0.5F);
+      cache.append(0, {data.data(), tokens, 1, 4}, {data.data(), tokens, 1, 4});
+      cache.end_step();
+      if (n == 2 || n == 3) CHECK(kept_in(cache) == std::set<position_t>{0, 2});
+    }
+    CHECK(back[3] == std::set<position_t>{1});
+    CHECK(back[4] == std::set<position_t>{1});
+    CHECK(kept_in(cache) == (admit == rebuild_admission::never ? std::set<position_t>{2, 4}
+                                                               : std::set<position_t>{1, 2}));
+  }
+}
+
 TEST_CASE("the released tokens of H2O come back by their frozen scores") {
   // policies.md 20.5: the rows of 20.3 are raw mass on cached tokens
   cache_options options;
