@@ -15,7 +15,8 @@ function(run)
   endif()
 endfunction()
 
-run(${CMAKE_COMMAND} -S ${root} -B ${build} -DADORE_BENCH=ON -DADORE_CUDA=ON)
+run(${CMAKE_COMMAND} -S ${root} -B ${build} -DADORE_BENCH=ON -DADORE_CUDA=ON
+    -DADORE_GPU_EVERYTHING=ON)
 run(${CMAKE_COMMAND} --build ${build} --target attention_bench stages_bench)
 foreach(name IN ITEMS attention stages)
   run(${build}/bench/${name}_bench --benchmark_out=${results}/${name}.json

@@ -25,7 +25,7 @@ if(no_device STREQUAL "0")
   set(has_device ON)
 endif()
 option(ADORE_GPU_EVERYTHING
-       "All device tests, and all policies in the device engine (default: if there is a device)"
+       "All tests, benchmarks and policies of the device (default: if there is a device)"
        ${has_device})
 add_library(adore_gpu INTERFACE)
 add_library(adore::gpu ALIAS adore_gpu)

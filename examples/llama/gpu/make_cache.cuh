@@ -24,9 +24,10 @@ inline constexpr bool all_are_compiled = true;
 inline constexpr bool all_are_compiled = false;  // there is no device to run them on
 #endif
 template <class T, int Channels, class P>
-inline constexpr bool is_compiled = why_host_only<P>() == nullptr &&
-                                    (is_for_speed<P> || (all_are_compiled && Channels == 64 &&
-                                                         std::is_same_v<T, float>));
+inline constexpr bool is_compiled =
+    why_host_only<P>() == nullptr &&
+    (all_are_compiled ? is_for_speed<P> || (Channels == 64 && std::is_same_v<T, float>)
+                      : is_for_speed<P> && Channels == (std::is_same_v<T, float> ? 64 : 128));
 
 template <class T>
 std::unique_ptr<device_cache<T>> make_device_cache(std::string_view text,
