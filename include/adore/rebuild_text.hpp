@@ -47,7 +47,9 @@ inline rebuild_options rebuild_of(std::string_view text) {
   index_t steps = 8;
   index_t limit_mb = 0;
   schedule_name needs = schedule_name::every_step;  // what the given fields are of
-  for (auto const& [name, given] : parsed.fields) {
+  for (auto const& entry : parsed.fields) {  // C++20 lambdas do not capture structured bindings
+    std::string const& name = entry.first;
+    std::string const& given = entry.second;
     auto const read = [&](auto& value) {
       if (!detail::read_value(given, value)) {
         refuse(name + " = " + given + ": must be " + detail::choices(value));
