@@ -5,7 +5,6 @@
 #include "adore/types.hpp"
 
 #include <algorithm>
-#include <compare>
 #include <cstddef>
 #include <deque>
 #include <map>
@@ -22,7 +21,9 @@ class host_tier {
   struct token {
     index_t row;
     position_t position;
-    friend auto operator<=>(token const&, token const&) = default;
+    friend bool operator<(token const& a, token const& b) noexcept {
+      return a.row != b.row ? a.row < b.row : a.position < b.position;
+    }
   };
 
   host_tier() = default;
