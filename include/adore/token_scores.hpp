@@ -5,6 +5,7 @@
 #include "adore/cache_options.hpp"
 #include "adore/concepts.hpp"
 #include "adore/eviction/lane_slots.hpp"
+#include "adore/host_device.hpp"
 #include "adore/types.hpp"
 
 #include <cstddef>
@@ -25,12 +26,24 @@ struct token_scores {
   float of(position_t p) const { return logits[static_cast<std::size_t>(p - first)]; }
 };
 
+/// A controller has one output, or one for each layer, or one for each KV head of all layers.
+ADORE_HOST_DEVICE constexpr bool is_output_count(index_t outputs,
+                                                 index_t layers,
+                                                 index_t kv_heads) noexcept {
+  return outputs == 1 || outputs == layers || outputs == layers * kv_heads;
+}
+/// The output that concerns a KV head of a layer.
+ADORE_HOST_DEVICE constexpr index_t output_of(
+    index_t outputs, index_t layers, index_t kv_heads, index_t layer, index_t kv_head) noexcept {
+  if (outputs == 1) return 0;
+  return outputs == layers ? layer : layer * kv_heads + kv_head;
+}
+
 /// @throws std::logic_error unless the scores of a row are [output, token] with as many outputs as
 ///         the cache has layers, or KV heads in all layers, or one; and no token of the future
 inline void check_scores(row_tokens const& row, kv_shape const& shape, position_t next) {
   if (row.scores.empty()) return;
-  bool const known = row.outputs == 1 || row.outputs == shape.layers ||
-                     row.outputs == shape.layers * shape.kv_heads;
+  bool const known = is_output_count(row.outputs, shape.layers, shape.kv_heads);
   auto const outputs = static_cast<std::size_t>(row.outputs);
   if (!known || row.scores.size() % outputs != 0 ||
       row.scores.size() / outputs > static_cast<std::size_t>(next + row.count)) {
@@ -52,9 +65,7 @@ inline token_scores scores_of(row_tokens const& row,
                               index_t kv_head,
                               position_t newest) {
   std::size_t const tokens = row.scores.size() / static_cast<std::size_t>(row.outputs);
-  index_t const output = row.outputs == 1              ? 0
-                         : row.outputs == shape.layers ? layer
-                                                       : layer * shape.kv_heads + kv_head;
+  index_t const output = output_of(row.outputs, shape.layers, shape.kv_heads, layer, kv_head);
   return {newest + 1 - static_cast<position_t>(tokens),
           row.scores.subspan(static_cast<std::size_t>(output) * tokens, tokens)};
 }
@@ -63,8 +74,7 @@ inline token_scores scores_of(row_tokens const& row,
 template <scores_tokens P>
 void give_scores(P const& policy, lane_slots<P> const& lane, token_scores const& scores) {
   for (index_t s = 0; s < lane.slots; ++s) {
-    position_t const here = lane.positions[s];
-    position_t const p = is_guest(here) ? guest_mark(here) : here;
+    position_t const p = position_in_slot(lane.positions[s]);
     if (p >= 0 && scores.has(p)) policy.score(lane.state(s), scores.of(p));
   }
 }

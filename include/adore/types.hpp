@@ -25,6 +25,10 @@ ADORE_HOST_DEVICE constexpr position_t guest_mark(position_t position) noexcept 
 ADORE_HOST_DEVICE constexpr bool is_guest(position_t in_slot) noexcept {
   return in_slot < no_position;
 }
+/// The position of whoever is in a slot, token or guest; `no_position` if it is free.
+ADORE_HOST_DEVICE constexpr position_t position_in_slot(position_t in_slot) noexcept {
+  return is_guest(in_slot) ? guest_mark(in_slot) : in_slot;
+}
 
 inline constexpr index_t unbounded = std::numeric_limits<index_t>::max();  ///< a budget: no limit
 

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <vector>
@@ -71,16 +72,10 @@ class deep_model {
   std::uint64_t seed_;
 };
 
-/// One step of one row of a cache: the new tokens and those that come back.
-/// @return the last new token's state above the last layer
+/// All layers over the tokens of a step or prompt that has begun; their states move up.
 template <class Cache>
-deep_model::row run_step(deep_model const& model, Cache& cache, row_tokens const& given) {
-  cache.begin_step(given);
-  std::vector<deep_model::row> states;
-  for (index_t const id : given.tokens) states.push_back(model.embedding(id));
-  for (rebuilt_token const& back : cache.rebuilt()) states.push_back(model.embedding(back.id));
+void run_layers(deep_model const& model, Cache& cache, std::vector<deep_model::row>& states) {
   auto const tokens = static_cast<index_t>(states.size());
-  std::size_t const size = states.size() * static_cast<std::size_t>(model.width());
   for (index_t layer = 0; layer < model.layers(); ++layer) {
     std::vector<float> tensors[3];
     for (index_t which = 0; which < 3; ++which) {
@@ -89,7 +84,7 @@ deep_model::row run_step(deep_model const& model, Cache& cache, row_tokens const
         tensors[which].insert(tensors[which].end(), projected.begin(), projected.end());
       }
     }
-    std::vector<float> out(size);
+    std::vector<float> out(tensors[0].size());
     auto const view = [&](std::vector<float> const& data) {
       return token_view<float const>(data.data(), tokens, model.heads(), model.channels());
     };
@@ -100,8 +95,26 @@ deep_model::row run_step(deep_model const& model, Cache& cache, row_tokens const
       states[i] = deep_model::add(states[i], deep_model::row(begin, begin + model.width()));
     }
   }
-  cache.end_step();
-  return states[given.tokens.size() - 1];
+}
+
+/// One step of one row of a cache: the new tokens and those that come back.
+///
+/// @param accepted  new tokens that stay; all of them if nothing is said
+/// @return the state above the last layer of the last new token, of the last accepted one if
+///         some are rejected
+template <class Cache>
+deep_model::row run_step(deep_model const& model,
+                         Cache& cache,
+                         row_tokens const& given,
+                         std::optional<index_t> accepted = std::nullopt) {
+  cache.begin_step(given);
+  std::vector<deep_model::row> states;
+  for (index_t const id : given.tokens) states.push_back(model.embedding(id));
+  for (rebuilt_token const& back : cache.rebuilt()) states.push_back(model.embedding(back.id));
+  run_layers(model, cache, states);
+  index_t const stay = accepted.value_or(given.count);
+  cache.end_step(stay);
+  return states[static_cast<std::size_t>(stay) - 1];
 }
 
 /// Source: policies.md 12 and 13, by sets and maps; includes nothing of the library's stages.

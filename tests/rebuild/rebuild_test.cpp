@@ -350,22 +350,7 @@ TEST_CASE("after a dense prompt its released tokens come back") {
     std::vector<deep_model::row> states;
     for (index_t const id : ids) states.push_back(model.embedding(id));
     cache.begin_prompt({0, 8, ids, scores, 1});
-    std::vector<float> out(8 * 8);
-    for (index_t layer = 0; layer < 2; ++layer) {
-      std::vector<float> tensors[3];
-      for (index_t which = 0; which < 3; ++which) {
-        for (auto const& state : states) {
-          auto const row = model.project(state, layer, which);
-          tensors[which].insert(tensors[which].end(), row.begin(), row.end());
-        }
-      }
-      cache.append(layer, {tensors[1].data(), 8, 2, 4}, {tensors[2].data(), 8, 2, 4});
-      cache.attend(layer, {tensors[0].data(), 8, 2, 4}, {out.data(), 8, 2, 4});
-      for (std::size_t i = 0; i < 8; ++i) {
-        auto const begin = out.begin() + static_cast<std::ptrdiff_t>(8 * i);
-        states[i] = deep_model::add(states[i], deep_model::row(begin, begin + 8));
-      }
-    }
+    run_layers(model, cache, states);
     cache.end_step();
     CHECK(kept_in(cache) == std::set<position_t>{0, 2, 4, 6});
     for (index_t const& id : ids) run_step(model, full, {0, 1, {&id, 1}});
@@ -393,29 +378,7 @@ TEST_CASE("a rejected draft leaves no trace among the tokens that may come back"
       if (draft && n % 3 == 2) {
         index_t const ids[] = {n, 40, 41};
         float const scores[] = {score, 99.0F, 99.0F};
-        cache.begin_step({0, 3, ids, scores, 1});
-        auto const tokens = static_cast<index_t>(3 + cache.rebuilt().size());
-        std::vector<deep_model::row> states;
-        for (index_t const id : ids) states.push_back(model.embedding(id));
-        for (auto const& back : cache.rebuilt()) states.push_back(model.embedding(back.id));
-        for (index_t layer = 0; layer < 2; ++layer) {
-          std::vector<float> tensors[3];
-          for (index_t which = 0; which < 3; ++which) {
-            for (auto const& state : states) {
-              auto const row = model.project(state, layer, which);
-              tensors[which].insert(tensors[which].end(), row.begin(), row.end());
-            }
-          }
-          std::vector<float> out(tensors[0].size());
-          cache.append(layer, {tensors[1].data(), tokens, 1, 4}, {tensors[2].data(), tokens, 1, 4});
-          cache.attend(layer, {tensors[0].data(), tokens, 1, 4}, {out.data(), tokens, 1, 4});
-          for (std::size_t i = 0; i < states.size(); ++i) {
-            auto const begin = out.begin() + static_cast<std::ptrdiff_t>(4 * i);
-            states[i] = deep_model::add(states[i], deep_model::row(begin, begin + 4));
-          }
-        }
-        cache.end_step(1);
-        outs.push_back(states[0]);
+        outs.push_back(run_step(model, cache, {0, 3, ids, scores, 1}, 1));
       } else {
         outs.push_back(run_step(model, cache, {0, 1, {&n, 1}, {&score, 1}, 1}));
       }

@@ -66,38 +66,27 @@ class step_attention {
         lanes_.push_back(lane_of(head, static_cast<std::size_t>(count - 1 - j)));
       }
       index_t const token = first + j;
-      index_t const group = q.heads / kv_heads;
-      float const* const query = storage.turn_query(
-          q(token, 0),
-          q.heads,
-          q.channels,
-          rotary[static_cast<std::size_t>(token)],
-          [&](index_t head) {
-            return static_cast<index_t>(
-                       lanes_[static_cast<std::size_t>(head / group)].slots.size()) -
-                   1;
-          });
-      attention_(
-          books.policy(),
-          keys,
-          values,
-          row,
-          layer,
-          lanes_,
-          query,
-          out(token, 0),
-          q.heads,
-          scale,
-          reduction_,
-          [&](index_t head, index_t at, index_t) { return storage.turned_key(head, at); },
-          [&](index_t head, std::span<float const> weights) {
-            attended_lane<P> const& seen = lanes_[static_cast<std::size_t>(head)];
-            watch(attention_record{token, row, layer, head, seen.positions, weights});
-            if constexpr (observes_attention<P>) {
-              float* const sum = pending_.row(books.lane(row, layer, head), j);
-              for (std::size_t i = 0; i < weights.size(); ++i) sum[seen.slots[i]] += weights[i];
-            }
-          });
+      attend_query(books,
+                   storage,
+                   layer,
+                   row,
+                   token,
+                   rotary[static_cast<std::size_t>(token)],
+                   keys,
+                   values,
+                   q,
+                   out,
+                   scale,
+                   [&](index_t head, std::span<float const> weights) {
+                     attended_lane<P> const& seen = lanes_[static_cast<std::size_t>(head)];
+                     watch(attention_record{token, row, layer, head, seen.positions, weights});
+                     if constexpr (observes_attention<P>) {
+                       float* const sum = pending_.row(books.lane(row, layer, head), j);
+                       for (std::size_t i = 0; i < weights.size(); ++i) {
+                         sum[seen.slots[i]] += weights[i];
+                       }
+                     }
+                   });
     }
   }
 
@@ -153,24 +142,18 @@ class step_attention {
       storage.begin_row(
           keys, back.row, [&](index_t head) { return lanes_[static_cast<std::size_t>(head)]; });
     }
-    float const* const query =
-        storage.turn_query(q(token, 0), q.heads, q.channels, back.position, [&](index_t) {
-          return static_cast<index_t>(slots.size()) - 1;
-        });
-    attention_(
-        books.policy(),
-        keys,
-        values,
-        back.row,
-        layer,
-        lanes_,
-        query,
-        out(token, 0),
-        q.heads,
-        scale,
-        reduction_,
-        [&](index_t head, index_t at, index_t) { return storage.turned_key(head, at); },
-        [](index_t, std::span<float const>) {});
+    attend_query(books,
+                 storage,
+                 layer,
+                 back.row,
+                 token,
+                 back.position,
+                 keys,
+                 values,
+                 q,
+                 out,
+                 scale,
+                 [](index_t, std::span<float const>) {});
   }
 
   /// Takes an engine's probabilities of one row's j-th new token, see `kv_cache::observe`.
@@ -223,6 +206,46 @@ class step_attention {
   }
 
  private:
+  /// One token's queries in all heads, over `lanes_`, in which it is the last that it sees.
+  ///
+  /// @param token   its number in the step
+  /// @param rotary  its rotary position
+  /// @param sink    as in `query_attention`
+  template <class Keys, class Values, class Sink>
+  void attend_query(ledger<P>& books,
+                    key_storage<P>& storage,
+                    index_t layer,
+                    index_t row,
+                    index_t token,
+                    position_t rotary,
+                    Keys keys,
+                    Values values,
+                    token_view<float const> q,
+                    token_view<float> out,
+                    float scale,
+                    Sink&& sink) {
+    index_t const group = q.heads / books.shape().kv_heads;
+    float const* const query =
+        storage.turn_query(q(token, 0), q.heads, q.channels, rotary, [&](index_t head) {
+          auto const& seen = lanes_[static_cast<std::size_t>(head / group)];
+          return static_cast<index_t>(seen.slots.size()) - 1;
+        });
+    attention_(
+        books.policy(),
+        keys,
+        values,
+        row,
+        layer,
+        lanes_,
+        query,
+        out(token, 0),
+        q.heads,
+        scale,
+        reduction_,
+        [&](index_t head, index_t at, index_t) { return storage.turned_key(head, at); },
+        sink);
+  }
+
   gqa_reduction reduction_;
   pending_weights pending_;
   query_attention<P> attention_;

@@ -57,8 +57,7 @@ class slot_order {
   /// Takes over a lane as it is: [slot] positions, `no_position` where free, guests marked.
   void assign(index_t lane, std::span<position_t const> positions) {
     auto const position_in = [&](index_t s) {
-      position_t const p = positions[static_cast<std::size_t>(s)];
-      return is_guest(p) ? guest_mark(p) : p;
+      return position_in_slot(positions[static_cast<std::size_t>(s)]);
     };
     auto& slots = at(slots_, lane);
     slots.clear();

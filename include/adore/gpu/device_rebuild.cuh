@@ -16,14 +16,12 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <variant>
-#include <vector>
 
 namespace adore::gpu {
 
@@ -76,7 +74,7 @@ class device_rebuild {
     view_.competes = competes;
     view_.pool = wishes;
     if (auto const* const entry = std::get_if<on_entry>(&options.schedule)) {
-      view_.pool = entry->pool > 0 ? entry->pool : std::max(rows / 4, 1);
+      view_.pool = entry->pool_for(rows);
       view_.shares = true;
     }
     if (auto const* const periodic = std::get_if<every>(&options.schedule)) {
@@ -167,15 +165,6 @@ class device_rebuild {
   rebuild_counts counts(cudaStream_t stream) const {
     auto const all = entered_.to_host(stream);
     return {all[0], all[1], all[2]};
-  }
-  /// Who is back in a row, ascending. Synchronises.
-  std::vector<position_t> guests(cudaStream_t stream, index_t row) const {
-    auto const all = of_wishes_.to_host(stream);
-    auto const first = all.begin() + (static_cast<std::ptrdiff_t>(rows_) + row) * view_.count;
-    std::vector<position_t> back(first, first + view_.count);
-    std::erase(back, no_position);
-    std::sort(back.begin(), back.end());
-    return back;
   }
 
  private:

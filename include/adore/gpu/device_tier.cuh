@@ -30,7 +30,7 @@ struct tier_view {
   unsigned* next_place = nullptr;     // [row] places given out since the beginning
   index_t* leaving_slots = nullptr;   // [row, departure] slot that is copied in this step; -1: none
   index_t* leaving_places = nullptr;  // [row, departure]
-  unsigned long long* moved = nullptr;  // tokens that were copied to the host, and back
+  unsigned long long* moved = nullptr;  // tokens that were copied to the host
 };
 
 namespace detail {

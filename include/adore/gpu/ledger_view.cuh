@@ -59,11 +59,6 @@ struct past_view {
 /// the sequence, whom nobody sees.
 inline constexpr position_t no_guest = guest_mark(last_position);
 
-/// The position of whoever is in a slot, token or guest; `no_position` if it is free.
-ADORE_HOST_DEVICE constexpr position_t position_in_slot(position_t in_slot) noexcept {
-  return is_guest(in_slot) ? guest_mark(in_slot) : in_slot;
-}
-
 /// The ledger's arrays.
 ///
 /// A slot that holds position p with

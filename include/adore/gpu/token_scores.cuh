@@ -5,6 +5,7 @@
 #include "adore/concepts.hpp"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/ledger_view.cuh"
+#include "adore/token_scores.hpp"
 
 #include <cuda_runtime_api.h>
 
@@ -36,9 +37,7 @@ __global__ void give_scores_kernel(ledger_view<P> const ledger,
   index_t const in_row = lane - row * ledger.lanes_per_row();
   index_t const layer = in_row / ledger.lane_heads();
   index_t const head = in_row - layer * ledger.lane_heads();
-  index_t const output = scores.outputs == 1               ? 0
-                         : scores.outputs == ledger.layers ? layer
-                                                           : layer * ledger.kv_heads + head;
+  index_t const output = output_of(scores.outputs, ledger.layers, ledger.kv_heads, layer, head);
   float const* const logits =
       scores.logits + (static_cast<std::int64_t>(row) * scores.outputs + output) * scores.tokens;
   auto const give = [&](index_t slot) {
@@ -71,8 +70,7 @@ void give_scores_async(cudaStream_t stream,
                        P const& policy,
                        scores_view const& scores,
                        bool only_new) {
-  if (scores.outputs != 1 && scores.outputs != ledger.layers &&
-      scores.outputs != ledger.layers * ledger.kv_heads) {
+  if (!is_output_count(scores.outputs, ledger.layers, ledger.kv_heads)) {
     throw std::logic_error("adore: give_scores_async: " + std::to_string(scores.outputs) +
                            " outputs; 1, " + std::to_string(ledger.layers) + " or " +
                            std::to_string(ledger.layers * ledger.kv_heads) + " are needed");

@@ -39,7 +39,7 @@ class rebuild_stage {
         wanted_(past_.size()),
         steps_(past_.size(), 0) {
     if (auto const* const entry = std::get_if<on_entry>(&options.schedule)) {
-      pool_ = entry->pool > 0 ? entry->pool : std::max(rows / 4, 1);
+      pool_ = entry->pool_for(rows);
     }
   }
 
@@ -156,14 +156,15 @@ class rebuild_stage {
   };
 
   std::vector<guest>& guests(index_t row) { return guests_[static_cast<std::size_t>(row)]; }
-  bool is_guest_of(index_t row, position_t position) {
+  guest const* find_guest(index_t row, position_t position) {
     auto const& here = guests(row);
-    return std::any_of(
+    auto const found = std::find_if(
         here.begin(), here.end(), [=](guest const& one) { return one.position == position; });
+    return found == here.end() ? nullptr : &*found;
   }
 
-  /// Adds to the wishes whom the row wants back and has not; makes everyone leave in the steps of
-  /// `every`.
+  /// Adds to the wishes whom the row wants back and has not; by `every` also whom it has, since all
+  /// are computed anew.
   void wish(ledger<P>& books, index_t row, index_t count) {
     index_t const step = steps_[static_cast<std::size_t>(row)]++;
     auto const* const periodic = std::get_if<every>(&options_.schedule);
@@ -184,16 +185,13 @@ class rebuild_stage {
     index_t const found = choose_rebuilt(priorities_, all.is_cached(), options_.count, wanted);
     wanted.resize(static_cast<std::size_t>(found));
     for (position_t const p : wanted) {
-      if (periodic == nullptr && is_guest_of(row, p)) continue;
+      if (periodic == nullptr && find_guest(row, p) != nullptr) continue;
       wishes_.push_back({order_key(priorities_[static_cast<std::size_t>(p)], p), row, p});
     }
   }
   void enter(ledger<P>& books, slot_order& order, index_t row, position_t position) {
-    if (is_guest_of(row, position)) {  // computed anew where it is
-      auto& here = guests(row);
-      auto const place = std::find_if(
-          here.begin(), here.end(), [=](guest const& one) { return one.position == position; });
-      entering_.push_back({row, position, past(row).id(position), place->slot});
+    if (guest const* const here = find_guest(row, position)) {  // computed anew where it is
+      entering_.push_back({row, position, past(row).id(position), here->slot});
       return;
     }
     if (guests(row).size() == static_cast<std::size_t>(options_.count)) {

@@ -22,6 +22,10 @@ struct every_step {};
 /// Cost: `pool` rows more in every dense layer.
 struct on_entry {
   index_t pool = 0;  ///< 0: a quarter of the cache's rows, at least 1
+  constexpr index_t pool_for(index_t rows) const noexcept {
+    if (pool > 0) return pool;
+    return rows < 4 ? 1 : rows / 4;
+  }
 };
 
 /// All R tokens are computed again every so many steps of their row and stay in between. Rows take
