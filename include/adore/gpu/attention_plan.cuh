@@ -6,9 +6,11 @@
 #include "adore/concepts.hpp"
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/fixed_divisor.cuh"
 #include "adore/gpu/fragments.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/ledger_view.cuh"
+#include "adore/gpu/narrow_fragments.cuh"
 #include "adore/gpu/warp.cuh"
 #include "adore/types.hpp"
 
@@ -16,45 +18,79 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
+#include <type_traits>
 
 namespace adore::gpu::detail {
 
-/// A lane is split over blocks by its slots alone, so that the bits of a row do not depend on the
-/// batch around it.
-inline constexpr index_t slots_per_block = 1024;
-inline constexpr unsigned most_blocks_per_lane = 16;  // cluster size that an H100 takes
-inline constexpr int attend_warps_at_most = 4;
-inline constexpr index_t attend_stages_at_most = 6;
+/// A lane is cut into chunks by its slots alone, and chunks are merged in their order. How many
+/// blocks share them depends on the batch and changes no bit.
+inline constexpr index_t slots_per_chunk = 1024;
+inline constexpr index_t most_chunks = 16;
+inline constexpr index_t most_blocks_per_lane = 16;  // cluster size that an H100 takes
+inline constexpr int attend_warps_at_most = 8;
+inline constexpr index_t attend_stages_at_most = 12;  // halves of tiles
+/// Shares of up to so many slots have the next lane's positions fetched beside the present one's.
+inline constexpr index_t most_double_slots = 256;
+/// Larger ones read them from global memory, as rings are worth more.
+inline constexpr index_t most_fetched_slots = 1024;
 
+struct lane_number {
+  index_t row, head;
+};
 /// Which lanes a block attends, in which order: cluster c takes the lanes c, c + clusters, ...
 struct lane_schedule {
-  index_t lanes;     // of this layer: rows x KV heads, heads fastest
-  index_t clusters;  // of this launch
+  index_t lanes = 0;     // of this layer: rows x KV heads, heads fastest
+  index_t clusters = 1;  // of this launch
+  index_t kv_heads = 1;
+  fixed_divisor by_heads{};
+
+  __device__ __forceinline__ lane_number lane(index_t number) const {
+    index_t const row = by_heads.quotient(number);
+    return {row, number - row * kv_heads};
+  }
 };
 
 /// How a launch cuts its work and uses its blocks' dynamic shared memory; offsets in bytes.
 struct attend_plan {
   lane_schedule schedule{};
-  index_t stages = 2;  ///< of each warp's ring
+  index_t stages = 2;  ///< of each warp's ring: halves of tiles
   index_t rows = 1;    ///< query rows of a pass: (j, member of the group), at most 8 * tiles
   index_t group = 1;   ///< query heads of a KV head
+  fixed_divisor by_rows{}, by_group{};
+  index_t chunks = 1, block_chunks = 1;  ///< of a lane; of a block
+  int chunk_shift = 0;                   ///< base 2 logarithm of `chunks`
   bool keeps_logits = false;
-  bool whole_tiles = true;    ///< the slots of a tile lie one behind the other
-  index_t block_slots = 0;    ///< largest share of a block
-  int resident = 1;           ///< blocks that a multiprocessor has room for
-  unsigned head_buffers = 2;  ///< two let the next lane's head come early, see `lane_head`
-  int arrivals = 0, parts = 0, logits = 0, sums = 0, heads = 0, bytes = 0;
+  bool whole_tiles = true;  ///< the slots of a tile lie one behind the other
+  bool has_books = false;   ///< positions and states of a share are fetched, see `lane_head`
+  bool has_states = false;  ///< ... and states too
+  bool doubled = false;     ///< ... of the next lane before the present one is done
+  index_t block_slots = 0;  ///< largest share of a block
+  int resident = 1;         ///< blocks that a multiprocessor has room for
+  int arrivals = 0, parts = 0, chunk_parts = 0, chunk_peaks = 0, logits = 0, sums = 0, heads = 0,
+      books = 0;
+  int bytes = 0, books_bytes = 0, head_bytes = 0;
 };
 
-/// A block's part of a lane whose first `extent` slots are in use: whole tiles.
-__device__ __forceinline__ lane_share share_of(index_t extent, unsigned rank, unsigned blocks) {
+struct slot_range {
+  index_t first, end;
+};
+/// Chunk number `chunk` of a lane whose first `extent` slots are in use: whole tiles.
+__device__ __forceinline__ slot_range chunk_of(index_t extent,
+                                               index_t chunk,
+                                               attend_plan const& plan) {
   index_t const tiles = (extent + tile_slots - 1) / tile_slots;
-  auto const shares = static_cast<index_t>(blocks);
-  index_t const each = (tiles + shares - 1) / shares * tile_slots;
-  index_t const first = min(extent, static_cast<index_t>(rank) * each);
-  return {rank, blocks, first, min(extent, first + each)};
+  index_t const each = ((tiles + plan.chunks - 1) >> plan.chunk_shift) * tile_slots;
+  index_t const first = min(extent, chunk * each);
+  return {first, min(extent, first + each)};
+}
+/// A block's part of such a lane.
+__device__ __forceinline__ lane_share share_of(index_t extent, attend_plan const& plan) {
+  unsigned const rank = cluster_rank();
+  index_t const first = static_cast<index_t>(rank) * plan.block_chunks;
+  return {rank,
+          cluster_blocks(),
+          chunk_of(extent, first, plan).first,
+          chunk_of(extent, first + plan.block_chunks - 1, plan).end};
 }
 
 template <class View>
@@ -69,77 +105,101 @@ constexpr bool has_whole_tiles(View const& view) {
   return true;
 }
 
-/// What a block keeps in static shared memory.
+/// What a block keeps in static shared memory. A query row's softmax so far is its (maximum, sum),
+/// base 2.
+template <int QueryRows>
 struct attend_shared {
-  float2 warp_peak[attend_warps_at_most]
-                  [2 * tile_queries];  // (maximum, sum) of a query row, base 2
-  float2 peak[2 * tile_queries];       // the block's
-  float lse[2 * tile_queries];         // the lane's, base 2
+  float2 warp_peak[attend_warps_at_most][QueryRows];  // of the present chunk
+  float lse[attend_warps_at_most][QueryRows];         // each warp's own copy, base 2
   float norms[most_new_tokens];
-  std::uint64_t head_arrivals[2];
-  decision_scratch decision;
+  std::uint64_t head_arrivals[3];
+  alignas(step_books) unsigned char books[4 * sizeof(step_books)];
+  decision_scratch<attend_warps_at_most> decision;
 };
 
-/// Registers decide how many warps a multiprocessor holds: 12 with 168 each, 8 with 255.
-template <class T, int Channels, int QueryTiles>
+/// Registers decide how many warps a multiprocessor holds: 16 with 128 each, 12 with 168, 8 with
+/// 255.
+template <class T, int Channels, int QueryRows>
 inline constexpr int attend_warps_per_multiprocessor =
-    row_cut<T, Channels>::tiles* QueryTiles* static_cast<int>(sizeof(T)) > 16 ? 8 : 12;
+    QueryRows == narrow_rows ? (Channels > 128 ? 12 : 16)
+    : Channels / 16 * (QueryRows / 8) * static_cast<int>(sizeof(T)) > 16 ? 8
+                                                                         : 12;
 
 /// How a launch cuts its work, but for the schedule.
 ///
-/// @param block_slots  largest share of a block
-/// @param warps        of a block
-/// @param resident     blocks that a multiprocessor should hold; fewer, if rings have no room
-/// @throws std::invalid_argument if not even one block fits
+/// @param most_rows  query rows of a pass
+/// @param chunks    of a lane, a power of two
+/// @param blocks    that share a lane, a power of two, at most `chunks`
+/// @param warps     of a block
+/// @param static_bytes  of shared memory, of a block
+/// @param resident  blocks that a multiprocessor should hold; fewer, if rings have no room
+/// Result: `stages` is 0 if not even one block fits.
 template <class P, class T, class View, class Guests>
 attend_plan plan_attention(attend_args<T, View, Guests> const& args,
                            ledger_view<P> const& ledger,
                            index_t channels,
-                           index_t query_tiles,
-                           index_t block_slots,
+                           index_t most_rows,
+                           index_t chunks,
+                           index_t blocks,
                            int warps,
-                           int resident) {
+                           int resident,
+                           int static_bytes) {
   attend_plan plan;
+  auto const floats = [](index_t count) { return static_cast<int>(sizeof(float)) * count; };
   plan.group = args.q.heads / ledger.kv_heads;
   index_t const all_rows = (ledger.max_new + args.rebuilt.most) * plan.group;
-  plan.rows = std::min(all_rows, query_tiles * tile_queries / plan.group * plan.group);
+  plan.rows = std::min(all_rows, most_rows / plan.group * plan.group);
+  plan.by_rows = fixed_divisor(plan.rows);
+  plan.by_group = fixed_divisor(plan.group);
+  plan.chunks = chunks;
+  plan.block_chunks = chunks / blocks;
+  while ((index_t{1} << plan.chunk_shift) < chunks) ++plan.chunk_shift;
+  index_t const tiles = (ledger.slots + tile_slots - 1) / tile_slots;
+  plan.block_slots = (tiles + chunks - 1) / chunks * plan.block_chunks * tile_slots;
+  using state = slot_state_of<P>;
   bool const decides = args.decides && ledger.reach == scope::kv_head;
   bool const learns = observes_attention<P> && decides;
   plan.keeps_logits = learns || args.weights != nullptr;
   plan.whole_tiles = has_whole_tiles(args.keys) && has_whole_tiles(args.values);
-  auto const floats = [](index_t count) { return static_cast<int>(sizeof(float)) * count; };
+  plan.doubled = plan.block_slots <= most_double_slots;
+  static_assert(std::is_empty_v<state> || sizeof(state) % 4 == 0,
+                "adore::gpu: a slot's state must have a multiple of 4 bytes");
+  plan.has_books = plan.doubled || (decides && plan.block_slots <= most_fetched_slots);
+  plan.has_states = plan.has_books && decides && !std::is_empty_v<state>;
+  if (plan.has_books) plan.books_bytes = floats(plan.block_slots);
+  if (plan.has_states) plan.books_bytes += static_cast<int>(sizeof(state)) * plan.block_slots;
   int const parts = floats(warps * plan.rows * channels);
-  int const logits = plan.keeps_logits ? floats(block_slots * plan.rows) : 0;
-  int const sums = learns && all_rows > plan.rows ? floats(block_slots) : 0;
-  plan.head_buffers = block_slots > 256 ? 1 : 2;  // larger ones would cost warps
+  int const chunk_parts = chunks == 1 ? 0 : floats(plan.block_chunks * plan.rows * channels);
+  int const chunk_peaks = chunks == 1 ? 0 : static_cast<int>(sizeof(float2)) * chunks * most_rows;
+  int const logits = plan.keeps_logits ? floats(plan.block_slots * plan.rows) : 0;
+  int const sums = learns && all_rows > plan.rows ? floats(plan.block_slots) : 0;
   int const row_bytes = channels * static_cast<int>(sizeof(T));
-  int const heads = static_cast<int>(plan.head_buffers) *
-                    (floats(block_slots) + (plan.rows + 2 * ledger.max_new) * row_bytes);
-  int const stage_bytes = 2 * tile_slots * row_bytes;
-  int const stage = warps * (stage_bytes + arrival_bytes);
-  int const others = parts + logits + sums + heads;
-  constexpr int of_block = 1024 + static_cast<int>(sizeof(attend_shared));  // 1 KB is CUDA's own
+  plan.head_bytes = (plan.rows + 2 * ledger.max_new) * row_bytes;
+  int const heads = 2 * plan.head_bytes;
+  int const books = (plan.doubled ? 2 : 1) * plan.books_bytes;
+  int const half_bytes = tile_slots * row_bytes;
+  int const stage = warps * (half_bytes + arrival_bytes);
+  int const others = parts + chunk_parts + chunk_peaks + logits + sums + heads + books;
+  int const of_block = 1024 + static_bytes;  // 1 KB is CUDA's own
   constexpr int of_multiprocessor = 228 * 1024;
   auto const stages_with = [&](int n) {
-    return (std::min(of_multiprocessor / n, 227 * 1024) - of_block - others) / stage;
+    return std::max(0, (std::min(of_multiprocessor / n, 227 * 1024) - of_block - others) / stage);
   };
   while (resident > 1 && stages_with(resident) < 2) --resident;
-  plan.block_slots = block_slots;
   plan.resident = resident;
   plan.stages = std::min(stages_with(resident), attend_stages_at_most);
-  if (plan.stages < 1) {
-    throw std::invalid_argument(
-        "adore: attend_async: " + std::to_string(ledger.slots) + " slots with " +
-        std::to_string(plan.rows) + " query rows at once need " + std::to_string(others) +
-        " bytes of shared memory for the policy's weights, more than a block has; use fewer slots, "
-        "or a policy that does not observe attention");
-  }
-  plan.arrivals = plan.stages * warps * stage_bytes;
+  plan.arrivals = plan.stages * warps * half_bytes;
   plan.parts = (plan.arrivals + warps * plan.stages * arrival_bytes + 15) / 16 * 16;
-  plan.logits = plan.parts + parts;
+  plan.chunk_parts = plan.parts + parts;
+  plan.chunk_peaks = plan.chunk_parts + chunk_parts;
+  plan.logits = plan.chunk_peaks + chunk_peaks;
   plan.sums = plan.logits + logits;
   plan.heads = (plan.sums + sums + 15) / 16 * 16;
-  plan.bytes = plan.heads + heads;
+  plan.books = plan.heads + heads;
+  plan.bytes = plan.books + books;
+  plan.schedule.lanes = ledger.row_count * ledger.kv_heads;
+  plan.schedule.kv_heads = ledger.kv_heads;
+  plan.schedule.by_heads = fixed_divisor(ledger.kv_heads);
   return plan;
 }
 

@@ -33,13 +33,26 @@ namespace detail {
 
 inline constexpr int decide_threads = 128;
 
+template <class T>
+__device__ __forceinline__ neighbours<T, 2> two_at(T const* first) {
+  if constexpr (sizeof(T) == 4) {
+    int2 const words = *reinterpret_cast<int2 const*>(first);
+    neighbours<T, 2> both;
+    __builtin_memcpy(&both, &words, sizeof(both));
+    return both;
+  } else {
+    return {first[0], first[1]};
+  }
+}
+
 /// One lane per block. Sums run over layers, then heads, then queries, always in this order.
 template <class P>
-__global__ void __launch_bounds__(decide_threads) decide_kernel(ledger_view<P> const ledger,
-                                                                P const policy,
-                                                                index_t const layer,
-                                                                decide_args const args) {
-  __shared__ decision_scratch shared;
+__global__ void __launch_bounds__(decide_threads)
+    decide_kernel(__grid_constant__ ledger_view<P> const ledger,
+                  __grid_constant__ P const policy,
+                  index_t const layer,
+                  __grid_constant__ decide_args const args) {
+  __shared__ decision_scratch<decide_threads / warp_threads> shared;
   auto const row = static_cast<index_t>(blockIdx.y);
   auto const lane_head = static_cast<index_t>(blockIdx.x);
   index_t const lane = ledger.lane(row, layer, lane_head);
@@ -57,7 +70,7 @@ __global__ void __launch_bounds__(decide_threads) decide_kernel(ledger_view<P> c
                ledger.max_new +
            j;
   };
-  decide_lane(
+  decide_lane<2>(
       ledger,
       policy,
       row,
@@ -66,21 +79,25 @@ __global__ void __launch_bounds__(decide_threads) decide_kernel(ledger_view<P> c
       books,
       accepted,
       {.rank = 0, .blocks = 1, .first = 0, .end = books.lane.extent},
-      [&](index_t slot) { return ledger.positions[ledger.cell(lane) + slot]; },
+      [&](index_t slot) { return two_at(ledger.positions + ledger.cell(lane) + slot); },
+      [&](index_t slot) { return two_at(ledger.states_of(lane) + slot); },
       [&](index_t slot) {
-        float weight = 0.0F;
+        neighbours<float, 2> weights{};
         for (index_t j = 0; j < accepted; ++j) {
           float const factor = query_weight_of(policy, accepted - 1 - j);
           if (factor == 0.0F) continue;
-          float of_query = 0.0F;
+          neighbours<float, 2> of_query{};
           for (index_t l = 0; l < layers; ++l) {
             for (index_t h = first_head; h < end_head; ++h) {
-              of_query += args.weights[query(l, h, j) * ledger.stride + slot];
+              auto const of_head = two_at(args.weights + query(l, h, j) * ledger.stride + slot);
+              of_query.of[0] += of_head.of[0];
+              of_query.of[1] += of_head.of[1];
             }
           }
-          weight += factor * of_query;
+          weights.of[0] += factor * of_query.of[0];
+          weights.of[1] += factor * of_query.of[1];
         }
-        return weight;
+        return weights;
       },
       [&](index_t j) {
         float squares = 0.0F;

@@ -6,6 +6,7 @@
 #include "adore/concepts.hpp"
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/attention_plan.cuh"
+#include "adore/gpu/books_ahead.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/lane_attention.cuh"
 #include "adore/gpu/lane_decision.cuh"
@@ -26,138 +27,155 @@
 namespace adore::gpu {
 namespace detail {
 
-/// Lanes of one layer, one after the other; `QueryTiles` x 8 query rows at once.
-template <class T, int Channels, int QueryTiles, class P, class View, class Guests>
+/// Lanes of one layer, one after the other; up to `QueryRows` query rows at once.
+template <class T, int Channels, int QueryRows, class P, class View, class Guests>
 __global__ void __launch_bounds__(
-    attend_warps_per_multiprocessor<T, Channels, QueryTiles>* warp_threads, 1)
+    attend_warps_per_multiprocessor<T, Channels, QueryRows>* warp_threads, 1)
     attend_kernel(__grid_constant__ attend_args<T, View, Guests> const args,
                   __grid_constant__ ledger_view<P> const ledger,
                   __grid_constant__ P const policy,
                   __grid_constant__ attend_plan const plan) {
   extern __shared__ __align__(128) unsigned char dynamic[];
-  __shared__ attend_shared shared;
+  __shared__ attend_shared<QueryRows> shared;
   unsigned const rank = cluster_rank();
   unsigned const blocks = cluster_blocks();
   auto const first_lane = static_cast<index_t>(blockIdx.x / blocks);
+  index_t const apart = plan.schedule.clusters;
+  bool const decides = args.decides && ledger.reach == scope::kv_head;
+  // books come two lanes ahead, heads one: whoever asks late waits for microseconds
+  books_ahead<P> books(
+      ledger, args.layer, plan.schedule, reinterpret_cast<step_books*>(shared.books));
+  books.request(first_lane, 0);
+  books.request(first_lane + apart, 1);
   index_t const* rebuilt_counts = nullptr;
   if constexpr (Guests::has_guests) rebuilt_counts = args.rebuilt.counts;
+  auto const rebuilt_of = [&](index_t number) -> index_t {
+    return rebuilt_counts == nullptr ? 0 : rebuilt_counts[plan.schedule.lane(number).row];
+  };
   tile_ring<T, Channels, P, View> ring(
       {ledger, args.keys, args.values, args.layer, rebuilt_counts, plan},
       first_lane,
       shared_address(dynamic),
       shared_address(dynamic) + static_cast<unsigned>(plan.arrivals));
-  lane_head<T, Channels> fetched(plan,
-                                 ledger.max_new,
-                                 shared_address(dynamic) + static_cast<unsigned>(plan.heads),
-                                 shared_address(shared.head_arrivals));
-  lane_attention<T, Channels, QueryTiles, P, View, Guests> attention(
+  books.arrive();
+  lane_head<T, Channels, P> fetched(plan,
+                                    ledger.max_new,
+                                    shared_address(dynamic) + static_cast<unsigned>(plan.heads),
+                                    shared_address(dynamic) + static_cast<unsigned>(plan.books),
+                                    shared_address(shared.head_arrivals));
+  lane_attention<T, Channels, QueryRows, P, View, Guests> attention(
       args, ledger, policy, plan, dynamic, shared);
-  bool const decides = args.decides && ledger.reach == scope::kv_head;
   if (blocks > 1) meet_in_cluster();  // all blocks run before one looks into another
-
-  // the next lane's books are asked for one lane ahead
-  auto const books_of = [&](index_t number) {
-    index_t const of = min(number, plan.schedule.lanes - 1);
-    index_t const row = of / ledger.kv_heads;
-    return books_at(ledger, row, ledger.lane(row, args.layer, of % ledger.kv_heads));
-  };
-  auto const rebuilt_of = [&](index_t number) -> index_t {
-    if constexpr (Guests::has_guests) {
-      if (args.rebuilt.counts == nullptr) return 0;
-      return args.rebuilt.counts[min(number, plan.schedule.lanes - 1) / ledger.kv_heads];
-    } else {
-      return 0;
+  index_t n = 0;
+#pragma unroll 1
+  for (index_t number = first_lane; number < plan.schedule.lanes; number += apart, ++n) {
+    books.request(number + 2 * apart, n + 2);
+    lane_number const at = plan.schedule.lane(number);
+    lane_of_step lane{
+        .row = at.row, .head = at.head, .rebuilt = rebuilt_of(number), .books = books.of(n)};
+    if (lane.count() == 0) {
+      books.arrive();
+      __syncthreads();
+      continue;
     }
-  };
-  step_books coming = books_of(first_lane);
-  index_t coming_rebuilt = rebuilt_of(first_lane);
-  for (index_t number = first_lane; number < plan.schedule.lanes;
-       number += plan.schedule.clusters) {
-    index_t const following = number + plan.schedule.clusters;
-    lane_of_step lane{.row = number / ledger.kv_heads,
-                      .head = number % ledger.kv_heads,
-                      .rebuilt = coming_rebuilt,
-                      .books = coming};
-    coming = books_of(following);
-    coming_rebuilt = rebuilt_of(following);
-    if (lane.count() == 0) continue;
     lane.lane = ledger.lane(lane.row, args.layer, lane.head);
     lane.token = lane.row * ledger.max_new;
-    lane.share = share_of(lane.books.lane.extent, rank, blocks);
+    lane.share = share_of(lane.books.lane.extent, plan);
     if (fetched.requested() != number) {
       fetched.request(args, ledger, number, lane.count(), lane.rebuilt, lane.share);
     }
     fetched.take();
-    if constexpr (observes_attention<P>) {
-      if (decides) {  // read only after the attention: by then it is in L2
-        constexpr index_t per_line = 128 / static_cast<index_t>(sizeof(slot_state_of<P>));
-        for (index_t s = lane.share.first + static_cast<index_t>(threadIdx.x) * per_line;
-             s < lane.share.end;
-             s += static_cast<index_t>(blockDim.x) * per_line) {
-          prefetch_to_l2(ledger.states_of(lane.lane) + s);
-        }
-      }
-    }
-    if constexpr (scores_keys<P>) attention.measure_keys(lane);
-
-    index_t const passes = attention.passes(lane);
-    for (index_t pass = 0; pass < passes; ++pass) {
-      attention.attend(lane, pass, fetched, ring);
-      if (plan.head_buffers == 2 && pass + 1 == passes && coming.row.count > 0 &&
-          following < plan.schedule.lanes) {
+    if (index_t const following = number + apart; following < plan.schedule.lanes) {
+      step_books const& coming = books.of(n + 1);
+      if (coming.row.count > 0) {
         fetched.request(args,
                         ledger,
                         following,
                         coming.row.count,
-                        coming_rebuilt,
-                        share_of(coming.lane.extent, rank, blocks));
+                        rebuilt_of(following),
+                        share_of(coming.lane.extent, plan));
       }
-      attention.merge(lane, pass);
-      attention.use_weights(lane, pass, decides);
+    }
+    fetched.request_books(ledger, lane.lane, lane.share);
+    if constexpr (scores_keys<P>) attention.measure_keys(lane);
+
+    index_t const passes = attention.rows().passes(lane);
+#pragma unroll 1
+    for (index_t pass = 0; pass < passes; ++pass) {
+      index_t const first_chunk = static_cast<index_t>(rank) * plan.block_chunks;
+#pragma unroll 1
+      for (index_t chunk = first_chunk; chunk < first_chunk + plan.block_chunks; ++chunk) {
+        attention.attend(lane, pass, chunk, fetched, ring);
+        books.arrive();
+        __syncthreads();
+        if (plan.chunks > 1) attention.softmax().close_chunk(lane, pass, chunk);
+      }
+      attention.softmax().merge(lane, pass);
+      attention.weights().use(lane, pass, decides);
       if (pass + 1 < passes) sync_lane(lane.share);  // the next pass writes over what this one read
     }
-    if (decides) attention.decide(lane, fetched);
     // nobody goes on, or leaves, while its shared memory is being read
-    if (blocks > 1) {
-      meet_in_cluster();
+    if (decides) {
+      fetched.take_books();
+      attention.decide(lane, fetched);
     } else {
-      __syncthreads();
+      sync_lane(lane.share);
     }
   }
 }
 
-template <int Channels, int QueryTiles, class P, class T, class View, class Guests>
+template <int Channels, int QueryRows, class P, class T, class View, class Guests>
 void launch_attention(cudaStream_t stream,
                       attend_args<T, View, Guests> args,
                       ledger_view<P> const& ledger,
                       P const& policy) {
-  // everything that a row's bits could depend on follows from the slots, not from the batch
-  index_t blocks = 1;
-  while (blocks * slots_per_block < ledger.slots &&
-         blocks < static_cast<index_t>(most_blocks_per_lane)) {
-    blocks *= 2;
-  }
-  index_t const tiles = (ledger.slots + tile_slots - 1) / tile_slots;
+  index_t chunks = 1;
+  while (chunks * slots_per_chunk < ledger.slots && chunks < most_chunks) chunks *= 2;
   index_t const lanes = ledger.row_count * ledger.kv_heads;
-  constexpr int at_most = attend_warps_per_multiprocessor<T, Channels, QueryTiles>;
-  int warps = 0;
-  auto const planned = [&] {
-    index_t const block_slots = (tiles + blocks - 1) / blocks * tile_slots;
-    warps = block_slots <= 256 ? 2 : 4;
+  auto const processors = static_cast<index_t>(multiprocessors());
+  constexpr int at_most = attend_warps_per_multiprocessor<T, Channels, QueryRows>;
+  // More warps share what is done once per lane, but wait for each other; 16 rows leave room for
+  // few.
+  int const warps = ledger.slots <= most_double_slots         ? 2
+                    : chunks == 1 || QueryRows > tile_queries ? 4
+                    : chunks <= 4                             ? 8
+                                                              : 6;
+  auto const planned = [&](index_t blocks) {
     // No more blocks on a multiprocessor than it takes to hold all lanes: these get longer rings.
     // But a cluster may find some multiprocessors taken, so that two of its blocks should fit on
     // one.
-    index_t const all = (lanes * blocks + multiprocessors() - 1) / multiprocessors();
+    index_t const all = (lanes * blocks + processors - 1) / processors;
     int const wanted = std::max(blocks > 1 ? 2 : 1, static_cast<int>(all));
-    return plan_attention(
-        args, ledger, Channels, QueryTiles, block_slots, warps, std::min(at_most / warps, wanted));
+    return plan_attention(args,
+                          ledger,
+                          Channels,
+                          QueryRows,
+                          chunks,
+                          blocks,
+                          warps,
+                          std::min(at_most / warps, wanted),
+                          static_cast<int>(sizeof(attend_shared<QueryRows>)));
   };
-  attend_plan plan = planned();
+  // A block alone needs to wait for no other: lanes are shared only to occupy the multiprocessors,
+  // or to have room for rings.
+  index_t blocks = 1;
+  attend_plan plan = planned(blocks);
+  while (blocks < chunks && (lanes * blocks < 2 * processors || plan.stages < 2)) {
+    blocks *= 2;
+    plan = planned(blocks);
+  }
   if (blocks > 8 && plan.resident == 1) {  // so large a cluster would wait for a whole GPC
     blocks = 8;
-    plan = planned();
+    plan = planned(blocks);
   }
-  auto* const kernel = attend_kernel<T, Channels, QueryTiles, P, View, Guests>;
+  if (plan.stages < 1) {
+    throw std::invalid_argument(
+        "adore: attend_async: " + std::to_string(ledger.slots) + " slots with " +
+        std::to_string(plan.rows) + " query rows at once need " + std::to_string(plan.bytes) +
+        " bytes of shared memory for the policy's weights, more than a block has; use fewer slots, "
+        "or a policy that does not observe attention");
+  }
+  auto* const kernel = attend_kernel<T, Channels, QueryRows, P, View, Guests>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes));
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -168,7 +186,6 @@ void launch_attention(cudaStream_t stream,
   config.blockDim = dim3(static_cast<unsigned>(warps * warp_threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(plan.bytes);
   config.stream = stream;
-  plan.schedule.lanes = lanes;
   if (blocks == 1) {
     // without the attribute blocks are spread over all multiprocessors, with it they fill one after
     // the other
@@ -200,8 +217,8 @@ void launch_attention(cudaStream_t stream,
 /// tokens per row. Query j sees the tokens up to position next + j.
 ///
 /// @tparam Channels       per head: 64, 96, 128, 256 and other multiples of 32 (16 for float)
-/// @tparam MostQueryRows  up to 8, K and V are read once per 8 query rows (queries x query heads of
-///                        a KV head), else once per 16; 8 compile half as long
+/// @tparam MostQueryRows  K and V are read once per 16 query rows (queries x query heads of a KV
+///                        head), or once per 8 or 4, if no more are asked for: that compiles faster
 /// @throws std::logic_error if shapes do not fit together, std::invalid_argument if the policy's
 ///         weights do not fit into shared memory (more than about 50,000 slots x query rows of a
 ///         KV head per block; a lane is shared by up to 16 blocks), cuda_error
@@ -226,13 +243,21 @@ void attend_async(cudaStream_t stream,
                            " query heads per KV head, compiled for " +
                            std::to_string(MostQueryRows) + " query rows");
   }
-  if constexpr (MostQueryRows > tile_queries) {
-    if (rows > tile_queries) {
-      detail::launch_attention<Channels, 2>(stream, args, ledger, policy);
+  if constexpr (sizeof(T) == 2) {
+    if (rows <= narrow_rows || MostQueryRows <= narrow_rows) {
+      detail::launch_attention<Channels, narrow_rows>(stream, args, ledger, policy);
       return;
     }
   }
-  detail::launch_attention<Channels, 1>(stream, args, ledger, policy);
+  if constexpr (MostQueryRows > tile_queries) {
+    if (rows > tile_queries) {
+      detail::launch_attention<Channels, 2 * tile_queries>(stream, args, ledger, policy);
+      return;
+    }
+  }
+  if constexpr (MostQueryRows > narrow_rows || sizeof(T) != 2) {
+    detail::launch_attention<Channels, tile_queries>(stream, args, ledger, policy);
+  }
 }
 
 }  // namespace adore::gpu

@@ -258,6 +258,15 @@ struct output_tile {
     }
   }
 
+  /// Writes those of query 2t + e.
+  ///
+  /// @param row  [channel]
+  __device__ __forceinline__ void store(float* row, int e, int g, int /*t*/) const {
+#pragma unroll
+    for (int i = 0; i < cut::tiles; ++i) {
+      *reinterpret_cast<float2*>(row + first_channel(g, i)) = {sums[i][e], sums[i][2 + e]};
+    }
+  }
   /// Multiplies the columns of the queries 2t and 2t + 1.
   __device__ __forceinline__ void scale(float even, float odd) {
 #pragma unroll

@@ -2,6 +2,7 @@
 // K or V of one layer in the pages of a serving engine.
 #pragma once
 
+#include "adore/gpu/fixed_divisor.cuh"
 #include "adore/gpu/kv_rows.cuh"
 #include "adore/host_device.hpp"
 #include "adore/invalid_field.hpp"
@@ -15,30 +16,6 @@ namespace adore::gpu {
 
 /// How a page is laid out: [kv_head, slot, channel] or [slot, kv_head, channel].
 enum class page_layout : std::uint8_t { hnd, nhd };
-
-namespace detail {
-
-/// Division of 0 <= n < 2^31 by a number that is fixed on the host, as a multiplication.
-///
-/// Source: Granlund and Montgomery, "Division by invariant integers using multiplication", 1994,
-///         theorem 4.2: with 2^bits >= divisor, n / divisor = n * ceil(2^(31 + bits) / divisor)
-///         >> (31 + bits).
-struct fixed_divisor {
-  std::uint32_t factor = 0x80000000U;
-  std::uint32_t shift = 31;
-
-  constexpr fixed_divisor() = default;
-  explicit constexpr fixed_divisor(index_t divisor) {
-    while ((std::uint64_t{1} << (shift - 31U)) < static_cast<std::uint64_t>(divisor)) ++shift;
-    auto const by = static_cast<std::uint64_t>(divisor);
-    factor = static_cast<std::uint32_t>(((std::uint64_t{1} << shift) + by - 1) / by);
-  }
-  ADORE_HOST_DEVICE constexpr index_t quotient(index_t n) const noexcept {
-    return static_cast<index_t>((static_cast<std::uint64_t>(n) * factor) >> shift);
-  }
-};
-
-}  // namespace detail
 
 /// K (or V) in pages, indexed [sequence, kv_head, slot]: slot s of a sequence lies at place
 /// s % page_size of its page number s / page_size. Slots need not be filled in order: what is in

@@ -17,6 +17,10 @@ __device__ __forceinline__ int lane_in_warp() {
 __device__ __forceinline__ int warp_in_block() {
   return static_cast<int>(threadIdx.x) / warp_threads;
 }
+/// The same, in a way that lets the compiler know that a warp agrees on it and all that follows.
+__device__ __forceinline__ int warp_agreed() {
+  return __shfl_sync(whole_warp, warp_in_block(), 0);
+}
 __device__ __forceinline__ int warps_in_block() {
   return static_cast<int>(blockDim.x) / warp_threads;
 }
@@ -108,9 +112,49 @@ __device__ __forceinline__ void wait_for(shared_pointer bar, unsigned parity) {
       : "memory");
 }
 
+/// Starts a copy of 4 bytes from global to shared memory by this thread.
+__device__ __forceinline__ void copy_4_async(shared_pointer to, void const* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
+/// Waits for this thread's copies of that kind.
+__device__ __forceinline__ void wait_for_async_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /// Brings a line into L2 without waiting for it.
 __device__ __forceinline__ void prefetch_to_l2(void const* line) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+}
+
+/// What belongs to neighbouring slots.
+template <class T, int N>
+struct neighbours {
+  T of[N];
+};
+/// Of four slots, since loads of 16 bytes are the widest.
+///
+/// @param load  `uint4 (unsigned)`: the 16 bytes that many bytes further on
+template <class T, class Load>
+__device__ __forceinline__ neighbours<T, 4> four_neighbours(Load&& load) {
+  static_assert(sizeof(T) % 4 == 0);
+  uint4 words[sizeof(T) / 4];
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T) / 4; ++i) words[i] = load(16 * i);
+  neighbours<T, 4> all;
+  __builtin_memcpy(&all, words, sizeof(all));
+  return all;
+}
+
+/// The same from global memory.
+///
+/// @param first  at a multiple of 16 bytes
+template <class T>
+__device__ __forceinline__ neighbours<T, 4> four_at(T const* first) {
+  return four_neighbours<T>([&](unsigned at) {
+    return *reinterpret_cast<uint4 const*>(reinterpret_cast<char const*>(first) + at);
+  });
 }
 
 /// A key and the slot that it belongs to. The smallest key of a lane is released first.

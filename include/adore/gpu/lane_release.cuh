@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// Releases from a lane until it is within its budget, and reserves the slots of the tokens to come.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/gpu/lane_share.cuh"
+#include "adore/gpu/ledger_view.cuh"
+#include "adore/order_key.hpp"
+
+#include <cstdint>
+#include <type_traits>
+
+namespace adore::gpu {
+
+inline constexpr index_t most_new_tokens = 16;  ///< of one row in one step, on the device
+
+namespace detail {
+
+/// Inverse of `ordered_priority`, but for NaN, which comes back as -infinity.
+__device__ inline float priority_of_key(std::uint64_t key) {
+  auto const ordered =
+      static_cast<std::int32_t>(static_cast<std::uint32_t>(key >> 32U) ^ 0x80000000U);
+  if (ordered < ordered_keep_never) return keep_never;
+  auto const bits = static_cast<std::uint32_t>(ordered < 0 ? -ordered : ordered);
+  return priority_of_bits(ordered < 0 ? bits | 0x80000000U : bits);
+}
+
+inline constexpr std::uint32_t high_of_keep_never =
+    static_cast<std::uint32_t>(ordered_keep_never) ^ 0x80000000U;
+
+/// A lane at the end of its step, as each of its threads sees it.
+template <eviction_policy P>
+struct lane_end {
+  static constexpr bool has_state = !std::is_empty_v<slot_state_of<P>>;
+
+  ledger_view<P> const& ledger;
+  P const& policy;
+  index_t row, lane;
+  position_t next;   // of the row, before the step
+  index_t accepted;  // of its new tokens
+  lane_view view;    // new tokens included
+  candidate_range range;
+  lane_state_of<P> lane_state;
+  lane_share share;
+
+  __device__ __forceinline__ position_t* positions() const {
+    return ledger.positions + ledger.cell(lane);
+  }
+  __device__ __forceinline__ slot_state_of<P> state_in(index_t slot) const {
+    return ledger.states_of(lane)[has_state ? slot : 0];
+  }
+  __device__ __forceinline__ bool leads() const { return share.rank == 0 && threadIdx.x == 0; }
+
+  __device__ __forceinline__ keyed_slot key_of(index_t s,
+                                               position_t p,
+                                               slot_state_of<P> const& state) const {
+    if (p < range.first || p > range.last) return {no_key, -1};
+    return {order_key(priority_of(policy, slot_view{p, p}, view, state, lane_state),
+                      p,
+                      releases_newest_of_equals<P>),
+            s};
+  }
+  static __device__ __forceinline__ position_t position_in(keyed_slot which) {
+    auto const low = static_cast<std::uint32_t>(which.key);
+    return static_cast<position_t>(releases_newest_of_equals<P> ? ~low : low);
+  }
+  /// Sets a slot aside for a token to come. By the leader.
+  __device__ __forceinline__ void reserve(index_t slot, position_t coming) const {
+    positions()[slot] = coming;
+    // its score comes before it does
+    if constexpr (scores_tokens<P>) ledger.states_of(lane)[slot] = {};
+  }
+  /// Notes for whoever asks that a token has left. By the leader.
+  __device__ __forceinline__ void tell(position_t p, index_t slot) const {
+    if (p < ledger.past.tokens) {
+      std::int64_t const place = std::int64_t{row} * ledger.past.tokens + p;
+      ledger.past.released[place] = 1;
+      unsigned const order = ledger.past.departed[row]++;
+      if (order < unsigned{most_departures}) {
+        ledger.past.departures[row * most_departures + static_cast<index_t>(order)] = {p, slot};
+      }
+      if constexpr (!scores_tokens<P>) {
+        ledger.past.priorities[place] =
+            priority_of(policy, slot_view{p, p}, view, state_in(slot), lane_state);
+      }
+    }
+    if (ledger.released.capacity == 0) return;
+    unsigned long long const before = atomicAdd(ledger.released.written, 1ULL);
+    ledger.released.entries[before % ledger.released.capacity] = {
+        before + 1, row, lane, p, next + accepted - 1};
+  }
+};
+
+/// The general end of a lane's step; all threads of the lane call it together. Out of line, since
+/// most steps of a full lane release the smallest key and are done.
+///
+/// @param looked  whether there may be something to release: `lowest` was looked for
+/// @param lowest  the lane's smallest key
+/// @param turn    of `shared`, see `smallest_in_lane`
+template <eviction_policy P, int Warps>
+__device__ __noinline__ void release_and_reserve(lane_end<P> end,
+                                                 lane_books book,
+                                                 bool looked,
+                                                 keyed_slot lowest,
+                                                 decision_scratch<Warps>& shared,
+                                                 unsigned turn) {
+  lane_view& view = end.view;
+  lane_share const& share = end.share;
+  ledger_view<P> const& ledger = end.ledger;
+  position_t* const positions = end.positions();
+  auto const threads = static_cast<index_t>(blockDim.x);
+  // each thread looks at the same slots every time, so that it sees what it wrote
+  auto const lowest_of = [&](auto&& visit) {
+    keyed_slot best{no_key, -1};
+    for (index_t s = share.first + static_cast<index_t>(threadIdx.x); s < share.end; s += threads) {
+      position_t const p = positions[s];
+      if (p < 0 || p > view.newest) continue;
+      keyed_slot const candidate = visit(s, p);
+      if (candidate.key < best.key) best = candidate;
+    }
+    return smallest_in_lane(best, share, shared, turn);
+  };
+  auto const lowest_again = [&] {
+    return lowest_of([&](index_t s, position_t p) { return end.key_of(s, p, end.state_in(s)); });
+  };
+
+  index_t extent = book.extent;
+  index_t const end_of_tokens = ledger.slots - ledger.guests;
+  index_t holes = min(extent, end_of_tokens) - book.occupied - ledger.max_new;
+  index_t freed[most_new_tokens];  // in the leader: slots to reserve anew
+  index_t freed_count = 0;
+  if (looked) {
+    // Who looks again must not meet a token that is gone; the last one is left to the leader.
+    keyed_slot last{no_key, -1};
+    auto const free_last = [&] {
+      if (last.slot >= share.first && last.slot < share.end &&
+          (last.slot - share.first) % threads == static_cast<index_t>(threadIdx.x)) {
+        positions[last.slot] = no_position;
+      }
+    };
+    auto const release = [&](keyed_slot gone, position_t p) {
+      last = gone;
+      if (end.leads() && freed_count < most_new_tokens) {
+#pragma unroll
+        for (index_t i = 0; i < most_new_tokens; ++i) {  // keeps `freed` in registers
+          if (i == freed_count) freed[i] = gone.slot;
+        }
+      }
+      ++freed_count;
+      --view.occupied;
+      if (end.leads()) end.tell(p, gone.slot);
+    };
+    for (;;) {
+      bool const over = view.occupied > view.budget;
+      if (lowest.slot < 0) {
+        if (!over) break;
+        // only protected tokens are left: the newest lose before the first, oldest first
+        keyed_slot const oldest = lowest_of([&](index_t s, position_t p) -> keyed_slot {
+          std::uint64_t const first_ones_last = p < end.range.first ? 1U : 0U;
+          return {(first_ones_last << 32U) | static_cast<std::uint32_t>(p), s};
+        });
+        release(oldest, static_cast<position_t>(static_cast<std::uint32_t>(oldest.key)));
+        free_last();
+        continue;
+      }
+      auto const rank = static_cast<std::uint32_t>(lowest.key >> 32U);
+      if (!over && rank > high_of_keep_never) break;
+      if (!over && rank < high_of_keep_never) {
+        // a NaN stays below the budget, but it must not hide what is never kept
+        lowest = lowest_of([&](index_t s, position_t p) {
+          keyed_slot const candidate = end.key_of(s, p, end.state_in(s));
+          bool const never = static_cast<std::uint32_t>(candidate.key >> 32U) == high_of_keep_never;
+          return never ? candidate : keyed_slot{no_key, -1};
+        });
+        if (lowest.slot < 0) break;
+      }
+      if constexpr (relents<P>) {
+        // a change after which all candidates are worth as much as before is taken back
+        if (over) {
+          lane_state_of<P> const before = end.lane_state;
+          keyed_slot now = lowest;
+          while (now.key >> 32U == lowest.key >> 32U) {
+            if (!end.policy.relent(end.lane_state, view, priority_of_key(now.key))) {
+              end.lane_state = before;
+              now = lowest;
+              break;
+            }
+            now = lowest_again();
+          }
+          lowest = now;
+        }
+      }
+      release(lowest, end.position_in(lowest));
+      if (view.occupied <= view.budget &&
+          static_cast<std::uint32_t>(lowest.key >> 32U) > high_of_keep_never) {
+        break;
+      }
+      free_last();
+      lowest = lowest_again();
+    }
+    if (end.leads() && last.slot >= 0) positions[last.slot] = no_position;
+
+    if (freed_count > 1) sync_lane(share);  // all are free before the leader reserves them
+  }
+
+  // Slots for the positions next + max_new .. next + max_new + accepted - 1: those just freed, then
+  // older holes, then such as were never used.
+  for (index_t i = 0; i < end.accepted; ++i) {
+    index_t slot = -1;
+    if (i < freed_count) {
+#pragma unroll
+      for (index_t k = 0; k < most_new_tokens; ++k) {
+        if (k == i) slot = freed[k];
+      }
+    } else if (holes > 0) {
+      keyed_slot hole{no_key, -1};
+      for (index_t s = share.first + static_cast<index_t>(threadIdx.x); s < share.end;
+           s += threads) {
+        if (hole.slot < 0 && __ldcg(positions + s) == no_position) {
+          hole = {static_cast<std::uint64_t>(s), s};
+        }
+      }
+      slot = smallest_in_lane(hole, share, shared, turn).slot;
+      --holes;
+    } else if (extent < end_of_tokens) {
+      slot = extent++;
+    }
+    if (end.leads()) {
+      position_t const coming = end.next + ledger.max_new + i;
+      ledger.new_slots[end.lane * ledger.max_new + coming % ledger.max_new] = slot;
+      if (slot >= 0) {
+        end.reserve(slot, coming);
+      } else {
+        atomicAdd(ledger.lanes_without_room, 1U);
+      }
+    }
+    if (holes > 0) sync_lane(share);  // the next search must see this reservation
+  }
+  if (end.leads()) {
+    ledger.lanes[end.lane] = {view.occupied, extent, book.budget};
+    if constexpr (!std::is_empty_v<lane_state_of<P>>) {
+      *ledger.lane_state(end.lane) = end.lane_state;
+    }
+  }
+}
+
+}  // namespace detail
+}  // namespace adore::gpu

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the warps' shares of a lane to its output and log-sum-exp: the warps of a block are merged
+// chunk by chunk, then the chunks, in the block or across a cluster.
+#pragma once
+
+#include "adore/gpu/attend_args.cuh"
+#include "adore/gpu/attention_plan.cuh"
+#include "adore/gpu/fragments.cuh"
+#include "adore/gpu/lane_rows.cuh"
+#include "adore/gpu/lane_share.cuh"
+#include "adore/gpu/warp.cuh"
+
+#include <cstdint>
+
+namespace adore::gpu::detail {
+
+template <class T, int Channels, int QueryRows, class View, class Guests>
+class lane_softmax {
+ public:
+  __device__ __forceinline__ lane_softmax(attend_args<T, View, Guests> const& args,
+                                          attend_plan const& plan,
+                                          unsigned char* dynamic,
+                                          attend_shared<QueryRows>& shared)
+      : args_(args),
+        plan_(plan),
+        rows_(args, plan),
+        shared_(shared),
+        parts_(reinterpret_cast<float*>(dynamic + plan.parts)),
+        chunk_parts_(reinterpret_cast<float*>(dynamic + plan.chunk_parts)),
+        chunk_peaks_(reinterpret_cast<float2*>(dynamic + plan.chunk_peaks)) {}
+
+  /// Where this warp leaves the outputs of a row: [channel].
+  __device__ __forceinline__ float* part(index_t r) const {
+    return parts_ + (warp_in_block() * plan_.rows + r) * Channels;
+  }
+  /// What they are relative to, and the sum of the row's exponentials.
+  ///
+  /// @param peak  `keep_never` if the warp has seen nothing
+  __device__ __forceinline__ void set_peak(index_t r, float peak, float sum) {
+    shared_.warp_peak[warp_in_block()][r] = {peak, sum};
+  }
+
+  /// Of several chunks: merges the warps' parts of one, and tells all blocks its peaks.
+  __device__ __forceinline__ void close_chunk(lane_of_step const& of, index_t pass, index_t chunk) {
+    index_t const warps = warps_in_block();
+    auto const thread = static_cast<index_t>(threadIdx.x);
+    auto const threads = static_cast<index_t>(blockDim.x);
+    index_t const rows = rows_.rows(of, pass);
+    index_t const local = chunk - static_cast<index_t>(of.share.rank) * plan_.block_chunks;
+#pragma unroll 1
+    for (index_t i = thread; i < rows * pairs; i += threads) {
+      index_t const r = i / pairs;
+      index_t const c = i % pairs * 2;
+      softmax_so_far const all = merged_warps(r);
+      float2 x{0.0F, 0.0F};
+#pragma unroll 1
+      for (index_t w = 0; w < warps; ++w) {
+        add_part(x,
+                 shared_.warp_peak[w][r].x,
+                 all.highest,
+                 *reinterpret_cast<float2*>(parts_ + (w * plan_.rows + r) * Channels + c));
+      }
+      *reinterpret_cast<float2*>(chunk_parts_ + (local * plan_.rows + r) * Channels + c) = x;
+    }
+    for (index_t i = thread; i < rows * static_cast<index_t>(of.share.blocks); i += threads) {
+      index_t const r = i % rows;
+      softmax_so_far const all = merged_warps(r);
+      *shared_of(chunk_peaks_ + chunk * peaks_apart + r, static_cast<unsigned>(i / rows)) = {
+          all.highest, all.sum};
+    }
+    if (local + 1 == plan_.block_chunks) {
+      sync_lane(of.share);
+    } else {
+      __syncthreads();
+    }
+  }
+
+  /// Each warp learns the rows' log-sum-exp; then outputs are written.
+  __device__ __forceinline__ void merge(lane_of_step const& of, index_t pass) {
+    index_t const warps = warps_in_block();
+    int const warp = warp_in_block();
+    lane_share const& share = of.share;
+    index_t const rows = rows_.rows(of, pass);
+    bool const one_chunk = plan_.chunks == 1;
+    if (index_t const r = lane_in_warp(); r < rows) {
+      softmax_so_far const all =
+          one_chunk ? merged_warps(r) : merged(chunk_peaks_ + r, plan_.chunks);
+      float const lse = all.highest + log2f(all.sum);
+      shared_.lse[warp][r] = lse;
+      if (args_.lse != nullptr && share.rank == 0 && warp == 0) {
+        index_t const at = pass * plan_.rows + r;
+        args_
+            .lse[static_cast<std::int64_t>(rows_.token_of(of, rows_.query_of(at))) * args_.q.heads +
+                 rows_.head_of(of, at)] = lse * 0.6931471805599453F;
+      }
+    }
+    __syncwarp();
+    auto const threads = static_cast<index_t>(blockDim.x);
+#pragma unroll 1
+    for (index_t i = static_cast<index_t>(share.rank) * threads + static_cast<index_t>(threadIdx.x);
+         i < rows * pairs;
+         i += static_cast<index_t>(share.blocks) * threads) {
+      index_t const r = i / pairs;
+      index_t const c = i % pairs * 2;
+      float const lse = shared_.lse[warp][r];
+      float2 x{0.0F, 0.0F};
+      if (one_chunk) {
+#pragma unroll 1
+        for (index_t w = 0; w < warps; ++w) {
+          add_part(x,
+                   shared_.warp_peak[w][r].x,
+                   lse,
+                   *reinterpret_cast<float2*>(parts_ + (w * plan_.rows + r) * Channels + c));
+        }
+      } else {
+        for (unsigned b = 0; b < share.blocks; ++b) {
+#pragma unroll 1
+          for (index_t local = 0; local < plan_.block_chunks; ++local) {
+            index_t const chunk = static_cast<index_t>(b) * plan_.block_chunks + local;
+            add_part(x,
+                     chunk_peaks_[chunk * peaks_apart + r].x,
+                     lse,
+                     *reinterpret_cast<float2*>(
+                         shared_of(chunk_parts_ + (local * plan_.rows + r) * Channels + c, b)));
+          }
+        }
+      }
+      index_t const at = pass * plan_.rows + r;
+      T* const to = args_.out(rows_.token_of(of, rows_.query_of(at)), rows_.head_of(of, at)) + c;
+      if constexpr (sizeof(T) == 2) {
+        *reinterpret_cast<unsigned*>(to) = matrix_unit<T>::pack(x.x, x.y);
+      } else {
+        *reinterpret_cast<float2*>(to) = x;
+      }
+    }
+  }
+
+ private:
+  static constexpr index_t pairs = Channels / 2;     // of channels
+  static constexpr index_t peaks_apart = QueryRows;  // those of warps, and of chunks
+
+  struct softmax_so_far {
+    float highest, sum;  // base 2
+  };
+  /// @param peaks  the first of `count`, `peaks_apart`
+  __device__ __forceinline__ softmax_so_far merged(float2 const* peaks, index_t count) const {
+    softmax_so_far all{keep_never, 0.0F};
+#pragma unroll 1
+    for (index_t i = 0; i < count; ++i) all.highest = fmaxf(all.highest, peaks[i * peaks_apart].x);
+#pragma unroll 1
+    for (index_t i = 0; i < count; ++i) {
+      float2 const peak = peaks[i * peaks_apart];
+      if (peak.x != keep_never) all.sum += exp2_fast(peak.x - all.highest) * peak.y;
+    }
+    return all;
+  }
+  __device__ __forceinline__ softmax_so_far merged_warps(index_t r) const {
+    return merged(&shared_.warp_peak[0][r], warps_in_block());
+  }
+  /// Adds outputs that are relative to `peak` to those relative to `to`.
+  static __device__ __forceinline__ void add_part(float2& sum, float peak, float to, float2 part) {
+    float const factor = peak == keep_never ? 0.0F : exp2_fast(peak - to);
+    sum.x += factor * part.x;
+    sum.y += factor * part.y;
+  }
+
+  attend_args<T, View, Guests> const& args_;
+  attend_plan const& plan_;
+  lane_rows<T, View, Guests> rows_;
+  attend_shared<QueryRows>& shared_;
+  float* parts_;         // [warp, row, channel]
+  float* chunk_parts_;   // [chunk, row, channel], where there are several
+  float2* chunk_peaks_;  // [chunk of the lane, row], likewise
+};
+
+}  // namespace adore::gpu::detail
