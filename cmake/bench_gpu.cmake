@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# Benchmarks of the device, beside PyTorch if it is there: cmake -P cmake/bench_gpu.cmake
-# Builds in build/, writes build/bench_gpu/{attention.json,stages.json,pytorch.csv,table.md,*.png,*.svg}.
+# Benchmarks of the device, beside PyTorch and FlashInfer if they are there:
+#   cmake [-D ADORE_FLASHINFER_INCLUDE=<folder>] -P cmake/bench_gpu.cmake
+# Builds in build/, writes build/bench_gpu/{attention.json,stages.json,flashinfer.json,pytorch.csv,
+# table.md,*.png,*.svg}.
 cmake_minimum_required(VERSION 3.22)
 get_filename_component(root ${CMAKE_CURRENT_LIST_DIR} DIRECTORY)
 set(build ${root}/build)
@@ -15,10 +17,25 @@ function(run)
   endif()
 endfunction()
 
+set(options "")
+if(ADORE_FLASHINFER_INCLUDE)
+  get_filename_component(folder ${ADORE_FLASHINFER_INCLUDE} ABSOLUTE)
+  set(options -DADORE_FLASHINFER_INCLUDE:PATH=${folder})
+endif()
 run(${CMAKE_COMMAND} -S ${root} -B ${build} -DADORE_BENCH=ON -DADORE_CUDA=ON
-    -DADORE_GPU_EVERYTHING=ON)
-run(${CMAKE_COMMAND} --build ${build} --target attention_bench stages_bench)
-foreach(name IN ITEMS attention stages)
+    -DADORE_GPU_EVERYTHING=ON ${options})
+set(names attention stages)
+file(STRINGS ${build}/CMakeCache.txt flashinfer REGEX "^ADORE_HAS_FLASHINFER:INTERNAL=ON")
+if(flashinfer)
+  list(APPEND names flashinfer)
+else()
+  message("no FlashInfer here: the table goes without it")
+  file(REMOVE ${results}/flashinfer.json)
+endif()
+set(programs ${names})
+list(TRANSFORM programs APPEND _bench)
+run(${CMAKE_COMMAND} --build ${build} --target ${programs})
+foreach(name IN LISTS names)
   run(${build}/bench/${name}_bench --benchmark_out=${results}/${name}.json
       --benchmark_out_format=json)
 endforeach()

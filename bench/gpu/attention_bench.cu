@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention with a policy inside, against the same kernel without one, and against reading
 // or copying the same bytes. bf16, 128 channels.
+#include "attention_shapes.cuh"
 #include "full_cache.cuh"
 #include "timing.cuh"
 #include <adore/gpu/decide.cuh>
@@ -12,31 +13,11 @@
 
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
+#include <cstdint>
 #include <string>
 
 namespace adore::bench {
 namespace {
-
-using element = __nv_bfloat16;
-constexpr int channels = 128;
-
-struct shape {
-  index_t sequences, heads, kv_heads, slots;
-  std::size_t layer_elements() const {
-    return static_cast<std::size_t>(sequences) * static_cast<std::size_t>(kv_heads) *
-           static_cast<std::size_t>(slots) * channels;
-  }
-  std::size_t layer_bytes() const { return 2 * layer_elements() * sizeof(element); }
-  /// Layers in the cache: together far more than L2 holds.
-  index_t layers() const {
-    return static_cast<index_t>(std::clamp<std::size_t>(2'000'000'000 / layer_bytes(), 2, 16));
-  }
-  std::string name() const {
-    return std::to_string(sequences) + "x" + std::to_string(heads) + "/" +
-           std::to_string(kv_heads) + "x" + std::to_string(slots);
-  }
-};
 
 enum class extra { none, no_decision, weights, layer_scope };
 
@@ -81,8 +62,7 @@ void attention(benchmark::State& state, shape s, P policy, extra also) {
     }
     if (also != extra::no_decision) gpu::advance_async(stream, books.view());
   });
-  state.counters["TB/s"] = benchmark::Counter(static_cast<double>(s.layer_bytes()) * 1e-12,
-                                              benchmark::Counter::kIsIterationInvariantRate);
+  report_rate(state, s);
 }
 
 __global__ void __launch_bounds__(512)
@@ -132,31 +112,13 @@ void copying(benchmark::State& state, shape s) {
   });
 }
 
-template <class Run>
-void add(std::string const& name, Run run) {
-  benchmark::RegisterBenchmark(name.c_str(), run)
-      ->UseManualTime()
-      ->Unit(benchmark::kMicrosecond)
-      ->Iterations(20)
-      ->Repetitions(3)
-      ->ReportAggregatesOnly();
-}
-
 }  // namespace
 }  // namespace adore::bench
 
 int main(int argc, char** argv) {
   using namespace adore;
   using namespace adore::bench;
-  for (shape const s : {shape{64, 32, 32, 193},
-                        shape{64, 32, 32, 200},
-                        shape{64, 32, 8, 200},
-                        shape{64, 32, 32, 1024},
-                        shape{64, 32, 8, 1024},
-                        shape{64, 32, 32, 4096},
-                        shape{64, 32, 8, 4096},
-                        shape{1, 32, 8, 32768},
-                        shape{1, 64, 8, 32768}}) {
+  for (shape const& s : attention_shapes) {
     index_t const recent = s.slots / 4;
     h2o const heavy{.heavy = s.slots - 1 - recent, .recent = recent};
     add("read/" + s.name(), [s](benchmark::State& state) { reading(state, s); });

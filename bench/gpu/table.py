@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Table and plots of the device benchmarks. Usage: table.py FOLDER, which holds attention.json and
-stages.json (Google Benchmark) and, if PyTorch ran, pytorch.csv; writes table.md, and attention.png
-and .svg where matplotlib is installed."""
+stages.json (Google Benchmark) and, where PyTorch and FlashInfer ran, pytorch.csv and flashinfer.json;
+writes table.md, and attention.png and .svg where matplotlib is installed."""
 import json
 import pathlib
 import re
 import sys
 
-COLUMNS = ["read", "sdpa-fastest", "keep_all", "sliding_window", "h2o", "h2o, weights exported",
-           "h2o, scope layer", "pytorch-h2o"]
+PLOTTED = ["read", "sdpa-fastest", "flashinfer", "keep_all", "sliding_window", "h2o"]
+COLUMNS = PLOTTED + ["h2o, weights exported", "h2o, scope layer", "pytorch-h2o", "flashinfer hnd",
+                     "flashinfer, tensor cores", "flashinfer, tensor cores hnd", "keep_all, pages",
+                     "keep_all, pages hnd", "h2o, pages", "h2o, pages hnd"]
 
 
 def medians(path):
@@ -64,7 +66,7 @@ def plot(times, folder):
     families = {family: sorted(slots) for family, slots in families.items() if len(slots) > 1}
     figure, axes = plt.subplots(1, len(families), figsize=(6 * len(families), 4.5), squeeze=False)
     for axis, (family, slots) in zip(axes[0], families.items()):
-        for name in COLUMNS[:5]:
+        for name in PLOTTED:
             points = [(n, times[name][f"{family}x{n}"]) for n in slots
                       if f"{family}x{n}" in times.get(name, {})]
             if points:
@@ -81,6 +83,8 @@ def plot(times, folder):
 def main():
     folder = pathlib.Path(sys.argv[1])
     times = with_pytorch(medians(folder / "attention.json"), folder / "pytorch.csv")
+    if (folder / "flashinfer.json").exists():
+        times.update(medians(folder / "flashinfer.json"))
     table = markdown(times, medians(folder / "stages.json"))
     (folder / "table.md").write_text(table)
     print(table)

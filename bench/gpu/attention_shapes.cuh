@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shapes at which attention is measured. bf16, 128 channels.
+#pragma once
+
+#include <adore/types.hpp>
+
+#include <cuda_bf16.h>
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+
+namespace adore::bench {
+
+using element = __nv_bfloat16;
+constexpr int channels = 128;
+
+struct shape {
+  index_t sequences, heads, kv_heads, slots;
+  std::size_t layer_elements() const {
+    return static_cast<std::size_t>(sequences) * static_cast<std::size_t>(kv_heads) *
+           static_cast<std::size_t>(slots) * channels;
+  }
+  std::size_t layer_bytes() const { return 2 * layer_elements() * sizeof(element); }
+  /// Layers in the cache: together far more than L2 holds.
+  index_t layers() const {
+    return static_cast<index_t>(std::clamp<std::size_t>(2'000'000'000 / layer_bytes(), 2, 16));
+  }
+  std::string name() const {
+    return std::to_string(sequences) + "x" + std::to_string(heads) + "/" +
+           std::to_string(kv_heads) + "x" + std::to_string(slots);
+  }
+};
+
+inline constexpr shape attention_shapes[] = {{64, 32, 32, 193},
+                                             {64, 32, 32, 200},
+                                             {64, 32, 8, 200},
+                                             {64, 32, 32, 1024},
+                                             {64, 32, 8, 1024},
+                                             {64, 32, 32, 4096},
+                                             {64, 32, 8, 4096},
+                                             {1, 32, 8, 32768},
+                                             {1, 64, 8, 32768}};
+
+/// Says at what rate K and V of a layer are read.
+inline void report_rate(benchmark::State& state, shape const& s) {
+  state.counters["TB/s"] = benchmark::Counter(static_cast<double>(s.layer_bytes()) * 1e-12,
+                                              benchmark::Counter::kIsIterationInvariantRate);
+}
+
+template <class Run>
+void add(std::string const& name, Run run) {
+  benchmark::RegisterBenchmark(name.c_str(), run)
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond)
+      ->Iterations(20)
+      ->Repetitions(3)
+      ->ReportAggregatesOnly();
+}
+
+}  // namespace adore::bench
