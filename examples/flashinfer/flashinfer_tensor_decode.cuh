@@ -38,7 +38,9 @@ class flashinfer_tensor_decode {
     auto const sequences = static_cast<std::uint32_t>(page_ranges.size() - 1);
     std::vector<index_t> query_ranges(page_ranges.size());
     std::iota(query_ranges.begin(), query_ranges.end(), 0);
-    query_ranges_ = adore::gpu::device_buffer<index_t>(query_ranges);
+    if (query_ranges_.size() != query_ranges.size()) {  // always 0, 1, 2, ...
+      query_ranges_ = adore::gpu::device_buffer<index_t>(query_ranges);
+    }
     adore::gpu::check(flashinfer::PrefillPlan<index_t>(memory_.parts.data(),
                                                        memory_.parts.bytes(),
                                                        memory_.plan.data(),

@@ -242,6 +242,42 @@ TEST_CASE("lanes of thousands of slots are shared by the blocks of a cluster") {
   }
 }
 
+/// Attention alone, where no score is above -100: what softmax is relative to must come from them.
+template <class T>
+void check_low_scores(index_t group) {
+  CAPTURE(group);
+  constexpr int channels = 128;
+  attention_shape const shape{1, 1, group, 300, 1, 4.0F};
+  attention_case<T, channels> c(shape, 40U + static_cast<unsigned>(group));
+  h2o const policy{.heavy = 100, .recent = 100};
+  std::mt19937_64 engine(4);
+  gpu::device_ledger<h2o> books(policy, c.cache, scope::kv_head);
+  row_snapshot const before = random_books(books.view(), 150, 190, 220, engine);
+  books.restore(nullptr, 0, before);
+  auto const positions = positions_of(books, 0);
+  gpu::attend_async<channels>(nullptr, c.args(), books.view(), policy);
+  auto const out = c.out.to_host(nullptr);
+  auto const lse = c.lse.to_host(nullptr);
+  for (index_t head = 0; head < group; ++head) {
+    auto const exact = attend_exactly(c, positions, 0, head, 0, before.next);
+    CHECK(exact.lse < -89.0);  // natural: below the smallest float in base 2
+    CHECK(std::abs(lse[static_cast<std::size_t>(head)] - exact.lse) < 1e-3);
+    for (int i = 0; i < channels; ++i) {
+      auto const got = widened(out[static_cast<std::size_t>(head * channels + i)]);
+      CHECK(std::abs(got - exact.out[static_cast<std::size_t>(i)]) < 0.02);
+    }
+  }
+}
+
+TEST_CASE("scores far below zero are as good as others") {
+  for (index_t const group : {1, 4, 8, 16}) check_low_scores<__nv_bfloat16>(group);
+  check_low_scores<float>(2);
+}
+
+TEST_CASE("a lane of 100,000 slots is taken by sixteen blocks, with the weights of four heads") {
+  check_step<__nv_bfloat16, 128>(h2o{.heavy = 10, .recent = 10}, {1, 1, 4, 100'000, 1}, 77);
+}
+
 TEST_CASE("a row's bits do not depend on the batch around it") {
   using T = __nv_bfloat16;
   constexpr int channels = 128;

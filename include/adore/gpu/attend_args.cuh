@@ -4,6 +4,7 @@
 
 #include "adore/concepts.hpp"
 #include "adore/gpu/fragments.cuh"
+#include "adore/gpu/kv_rows.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/kv_view.hpp"
@@ -77,6 +78,15 @@ void check_attention(attend_args<T, View, Guests> const& args,
       args.keys.kv_heads == ledger.kv_heads && args.values.kv_heads == ledger.kv_heads &&
           args.k.heads == ledger.kv_heads && args.v.heads == ledger.kv_heads,
       "k, v and the store must have the ledger's " + std::to_string(ledger.kv_heads) + " KV heads");
+  require_fits("attend_async", "keys", args.keys, ledger.row_count, ledger.kv_heads, ledger.slots);
+  require_fits(
+      "attend_async", "values", args.values, ledger.row_count, ledger.kv_heads, ledger.slots);
+  check_rows(args.keys, "keys");
+  check_rows(args.values, "values");
+  check_tokens(args.q, "q");
+  check_tokens(args.k, "k");
+  check_tokens(args.v, "v");
+  check_tokens(args.out, "out");
   index_t const group = args.q.heads / ledger.kv_heads;
   require(group * ledger.kv_heads == args.q.heads && args.out.heads == args.q.heads && group >= 1 &&
               group <= 2 * tile_queries,

@@ -26,7 +26,7 @@ namespace adore::gpu::detail {
 /// blocks share them depends on the batch and changes no bit.
 inline constexpr index_t slots_per_chunk = 1024;
 inline constexpr index_t most_chunks = 16;
-inline constexpr index_t most_blocks_per_lane = 16;  // cluster size that an H100 takes
+static_assert(most_chunks <= most_deciding_blocks);  // cluster size that an H100 takes
 inline constexpr int attend_warps_at_most = 8;
 inline constexpr index_t attend_stages_at_most = 12;  // halves of tiles
 /// Shares of up to so many slots have the next lane's positions fetched beside the present one's.
@@ -54,7 +54,7 @@ struct lane_schedule {
 struct attend_plan {
   lane_schedule schedule{};
   index_t stages = 2;  ///< of each warp's ring: halves of tiles
-  index_t rows = 1;    ///< query rows of a pass: (j, member of the group), at most 8 * tiles
+  index_t rows = 1;    ///< query rows of a pass, whole queries: (query, member of the group)
   index_t group = 1;   ///< query heads of a KV head
   fixed_divisor by_rows{}, by_group{};
   index_t chunks = 1, block_chunks = 1;  ///< of a lane; of a block

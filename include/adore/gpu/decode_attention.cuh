@@ -165,8 +165,11 @@ void launch_attention(cudaStream_t stream,
     plan = planned(blocks);
   }
   if (blocks > 8 && plan.resident == 1) {  // so large a cluster would wait for a whole GPC
-    blocks = 8;
-    plan = planned(blocks);
+    attend_plan const smaller = planned(8);
+    if (smaller.stages >= 2) {  // unless there is no room for rings
+      blocks = 8;
+      plan = smaller;
+    }
   }
   if (plan.stages < 1) {
     throw std::invalid_argument(
@@ -192,7 +195,7 @@ void launch_attention(cudaStream_t stream,
     int fit = 0;
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
         &fit, kernel, warps * warp_threads, config.dynamicSmemBytes));
-    plan.schedule.clusters = evenly(lanes, std::max(1, fit * multiprocessors()));
+    plan.schedule.clusters = evenly(lanes, std::max(index_t{1}, fit * processors));
   } else {
     config.attrs = &cluster;
     config.numAttrs = 1;
@@ -219,7 +222,8 @@ void launch_attention(cudaStream_t stream,
 /// @tparam Channels       per head: 64, 96, 128, 256 and other multiples of 32 (16 for float)
 /// @tparam MostQueryRows  K and V are read once per 16 query rows (queries x query heads of a KV
 ///                        head), or once per 8 or 4, if no more are asked for: that compiles faster
-/// @throws std::logic_error if shapes do not fit together, std::invalid_argument if the policy's
+/// @throws std::logic_error if shapes do not fit together, std::invalid_argument for memory that
+///         cannot be read in chunks of 16 bytes, or if the policy's
 ///         weights do not fit into shared memory (more than about 50,000 slots x query rows of a
 ///         KV head per block; a lane is shared by up to 16 blocks), cuda_error
 /// Stream: asynchronous, capturable. Memory: none but shared memory.

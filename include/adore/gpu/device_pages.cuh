@@ -58,8 +58,9 @@ class device_pages {
 
   /// Says which pages each sequence has. None to begin with.
   ///
-  /// @param indices        [indptr[sequences]] page numbers, sequence after sequence; -1 where the
-  ///                       sequence has no page because no slot of it is in use
+  /// @param indices        [indptr[sequences]] page numbers, sequence after sequence; any page
+  ///                       where no slot is in use: it may be read, and what it holds does not
+  ///                       matter
   /// @param indptr         [sequences + 1] where a sequence's numbers begin
   /// @param last_page_len  [sequence] slots in use in its last page, 1..page_size; 0 without pages
   /// @throws std::invalid_argument, with nothing changed, if the arrays contradict each other or
@@ -110,13 +111,17 @@ class device_pages {
                     "last_page_len",
                     last,
                     "must lie in [1, page_size], or be 0 where there is no page");
+      require_field(count == 0 || (count - 1) * page_size_ + last <= shape_.slots,
+                    "last_page_len",
+                    last,
+                    "with the pages before it is more than the slots of a sequence");
     }
     require_field(static_cast<std::size_t>(indptr[sequences]) == indices.size(),
                   "indices.size()",
                   indices.size(),
                   "must be the last of indptr");
     for (index_t const page : indices) {
-      require_field(page >= -1 && page < pages_, "page", page, "there is no such page");
+      require_field(page >= 0 && page < pages_, "page", page, "there is no such page");
     }
   }
   paged_view<T> view(device_buffer<T>& data, index_t layer) noexcept {

@@ -198,7 +198,7 @@ struct probability_tile {
   // about 2^-17 (bf16) or 2^-22 (half). 32-bit: the four values of slots t, t + 4, t + 8, t + 12.
   unsigned words[4];
 
-  /// @param p  as `add_scores` lays scores out: (slot g, query 2t), (g, 2t+1), (g+8, 2t), ...
+  /// @param p  as `multiply_keys` lays scores out: (slot g, query 2t), (g, 2t+1), (g+8, 2t), ...
   __device__ __forceinline__ void set(float const (&p)[4]) {
     using unit = matrix_unit<T>;
     if constexpr (sizeof(T) == 2) {

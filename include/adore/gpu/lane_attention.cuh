@@ -23,9 +23,9 @@
 namespace adore::gpu::detail {
 
 /// Up to `QueryRows` (4, 8 or 16) query rows of a lane: a pass over its K and V. Each warp attends
-/// every n-th tile of a chunk relative to its own running maximum; then the warps are merged, then
-/// the chunks. Threads meet once for the former and once after the decision: between the two,
-/// nobody waits for another's result.
+/// every n-th tile of a chunk relative to what its scores began with; then the warps are merged,
+/// then the chunks. In a lane of one chunk and one pass threads meet once for the former and once
+/// after the decision.
 template <class T, int Channels, int QueryRows, class P, class View, class Guests>
 class lane_attention {
  public:
@@ -199,7 +199,8 @@ class lane_attention {
             }
             factor[e] = 1.0F;
             if (highest > limit[n][e]) {
-              factor[e] = exp2_fast(base[n][e] - highest);
+              // nothing was added before the first, and 0 x infinity would be NaN
+              factor[e] = limit[n][e] == keep_never ? 1.0F : exp2_fast(base[n][e] - highest);
               base[n][e] = highest;
               limit[n][e] = highest + slack;
               sum[n][e] *= factor[e];

@@ -45,9 +45,8 @@ __device__ __forceinline__ step_books books_at(ledger_view<P> const& ledger,
 /// @param books            the row's and the lane's, as they are before the decision
 /// @param accepted         of the row's new tokens, how many stay; 1..count
 /// @tparam Neighbours      slots that a thread looks at together, a power of two
-/// @param positions_of     index_t slot -> `neighbours` from there on: what `ledger.positions`
-/// holds,
-///                         maybe from a faster place; slot is a multiple of `Neighbours`
+/// @param positions_of     index_t slot -> `neighbours` from there on of `ledger.positions`, maybe
+///                         from a faster place; slot is a multiple of `Neighbours`
 /// @param states_of        the same of `ledger.states_of`
 /// @param weights_of       the same of the weights of the step's accepted queries, see `observe`
 /// @param squared_norm_of  index_t j -> squared norm of the j-th new key over the lane's heads

@@ -160,6 +160,7 @@ __device__ __noinline__ void release_and_reserve(lane_end<P> end,
           return {(first_ones_last << 32U) | static_cast<std::uint32_t>(p), s};
         });
         release(oldest, static_cast<position_t>(static_cast<std::uint32_t>(oldest.key)));
+        if (view.occupied <= view.budget) break;  // the last one is left to the leader
         free_last();
         continue;
       }

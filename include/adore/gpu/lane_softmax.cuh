@@ -86,7 +86,8 @@ class lane_softmax {
       softmax_so_far const all =
           one_chunk ? merged_warps(r) : merged(chunk_peaks_ + r, plan_.chunks);
       float const lse = all.highest + log2f(all.sum);
-      shared_.lse[warp][r] = lse;
+      // weights of a row that has seen nothing are 0, not NaN
+      shared_.lse[warp][r] = all.sum > 0.0F ? lse : 0.0F;
       if (args_.lse != nullptr && share.rank == 0 && warp == 0) {
         index_t const at = pass * plan_.rows + r;
         args_

@@ -62,11 +62,15 @@ class lane_weights {
     }
     if constexpr (observes_attention<P>) {
       if (decides && rows_.passes(of) > 1) {
+        // the slots that this thread decides on, see `decide_lane`: no barrier lies between
 #pragma unroll 1
-        for (index_t s = static_cast<index_t>(threadIdx.x); s < share.end - share.first;
-             s += threads) {
-          float const before = pass == 0 ? 0.0F : sums_[s];
-          sums_[s] = before + weight_of_pass(of, s, first_query, queries_here);
+        for (index_t s = 4 * static_cast<index_t>(threadIdx.x); s < share.end - share.first;
+             s += 4 * threads) {
+#pragma unroll 1
+          for (index_t i = s; i < s + 4; ++i) {
+            float const before = pass == 0 ? 0.0F : sums_[i];
+            sums_[i] = before + weight_of_pass(of, i, first_query, queries_here);
+          }
         }
       }
     }

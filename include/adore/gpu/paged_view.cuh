@@ -37,7 +37,7 @@ struct paged_view {
   index_t slots = 0;  // the most that a sequence's pages hold
   index_t channels = 0, page_size = 1;
   stride_t page_stride = 0, kv_head_stride = 0, slot_stride = 0;  // elements
-  detail::fixed_divisor by_page{};
+  detail::fixed_divisor by_page{};  // by page_size: set by the constructors, never one alone
 
   constexpr paged_view() = default;
 

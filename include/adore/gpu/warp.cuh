@@ -123,11 +123,6 @@ __device__ __forceinline__ void wait_for_async_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/// Brings a line into L2 without waiting for it.
-__device__ __forceinline__ void prefetch_to_l2(void const* line) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
-}
-
 /// What belongs to neighbouring slots.
 template <class T, int N>
 struct neighbours {

@@ -49,6 +49,7 @@ std::vector<T> random_elements(std::size_t count, std::uint64_t seed, float scal
 
 struct attention_shape {
   index_t rows = 3, kv_heads = 2, group = 1, slots = 40, max_new = 1;
+  float apart = 0.0F;  ///< added to all elements of keys, taken from those of queries
 };
 
 /// Positions, K and V of all rows of one layer, and the new tokens' q, k and v.
@@ -72,6 +73,9 @@ struct attention_case {
     q = random_elements<T>(news * static_cast<std::size_t>(s.group), seed + 3, 2.0F);
     k = random_elements<T>(news, seed + 4);
     v = random_elements<T>(news, seed + 5);
+    for (T& x : keys) x = rounded<T>(widened(x) + s.apart);
+    for (T& x : k) x = rounded<T>(widened(x) + s.apart);
+    for (T& x : q) x = rounded<T>(widened(x) - s.apart);
     keys_on_device = gpu::device_buffer<T>(keys);
     values_on_device = gpu::device_buffer<T>(values);
     q_on_device = gpu::device_buffer<T>(q);
