@@ -44,6 +44,7 @@ ANY_ORDER = "random_operations"
 REFERENCE = "attention/reference"
 EDGES = "edge_cases"
 CACHE = "kv_cache"
+PAGES = ["stores/paged_store"]
 FAULTS = [
     # ---------------------------------------------------------------- the order of release
     Fault("tie rule flipped in the key", "order_key.hpp",
@@ -304,12 +305,43 @@ FAULTS = [
           "is_cached[p] <= 1", ["rebuild/choose"]),
     Fault("the worst are rebuilt", "rebuild/choose.hpp", "std::greater<>{}", "std::less<>{}",
           ["rebuild/choose"]),
+    Fault("a placed token has no score", "kv_cache.hpp", "if (scores.has(position)) {",
+          "if (scores.has(position + 1)) {", ["rebuild/placing_store"]),
+    Fault("older scores wait for placed tokens", "token_scores.hpp", "(o + 1) * tokens - fresh",
+          "o * tokens", ["rebuild/placing_store"]),
     Fault("a logit is not cut", "policies/attentive_release.hpp", "cut = largest_logit;", "cut = logit;",
           ["policies/attentive_release"]),
     Fault("newest tokens unprotected", "policies/adaptive_release.hpp",
           "protected_newest(lane_view) const noexcept { return recent; }",
           "protected_newest(lane_view) const noexcept { return 0; }",
           ["policies/adaptive_release"]),
+    # ---------------------------------------------------------------- pages
+    Fault("pages: a shared page is written", "stores/page_tables.hpp",
+          "if (owns_page(row, number)) return;\n    index_t& page",
+          "if (table_[entry(row, number)] != no_page) return;\n    index_t& page", PAGES),
+    Fault("pages: a copy lacks V", "stores/paged_store.hpp",
+          "data : {&keys_, &values_}", "data : {&keys_, &keys_}", PAGES),
+    Fault("pages: a page goes with the first token", "stores/page_tables.hpp",
+          "if (--tokens_[at] > 0) continue;", "--tokens_[at];", PAGES),
+    Fault("pages: a page goes with its first holder", "stores/page_pool.hpp",
+          "if (--holders_[static_cast<std::size_t>(page)] > 0) return false;",
+          "--holders_[static_cast<std::size_t>(page)];", PAGES),
+    Fault("pages: a fork does not hold", "stores/page_tables.hpp",
+          "if (page != no_page) pool_.share(page);", "", PAGES),
+    Fault("pages: compaction moves K only", "stores/paged_store.hpp",
+          "{keys(layer), values(layer)}", "{keys(layer), keys(layer)}", PAGES),
+    Fault("pages: compaction closes a gap for the table alone", "stores/page_tables.hpp",
+          "now = number[size(now / page_size_)] * page_size_ + now % page_size_;", "", PAGES),
+    Fault("pages: an empty row has one in the lists", "stores/page_tables.hpp",
+          "while (count > 0 &&", "while (count > 1 &&", PAGES),
+    Fault("pages: rejected drafts keep them", "kv_cache.hpp",
+          "if (rebuild_.active() || !accepted.empty()) {", "if (rebuild_.active()) {",
+          ["testing/paging_store_contract", "stores/paged_cache"]),
+    Fault("pages: a guest is computed again in a shared page", "stores/page_upkeep.hpp",
+          "if (guests > 0) reserve_in(", "if (guests < 0) reserve_in(", ["stores/paged_cache"]),
+    Fault("pages: a closed row keeps them", "kv_cache.hpp",
+          "if constexpr (!by_slot || in_pages) {", "if constexpr (!by_slot) {",
+          ["stores/paged_cache"]),
     # ---------------------------------------------------------------- files and stores
     Fault("a wrong checksum is accepted", "eviction/snapshot_file.hpp", "stored != computed || ",
           "", ["eviction/snapshot_file"]),

@@ -3,8 +3,8 @@
 
 #include "device.hpp"
 #include "llama/gpu/device_policies.hpp"
+#include "llama/policy_choice.hpp"
 #include <adore/policy_text.hpp>
-#include <adore/rebuild_text.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -80,29 +80,12 @@ void refuse_what_the_device_cannot(request const& asked) {
   }
 }
 
-/// What follows a policy: "policy@controller.safetensors+rebuild(...)".
 contestant read_contestant(std::string const& text) {
-  contestant one{.policy = text, .label = text};
-  if (auto const plus = one.policy.find("+rebuild"); plus != std::string::npos) {
-    one.rebuild = adore::rebuild_of(one.policy.substr(plus + 1));
-    one.policy.resize(plus);
-  }
-  if (auto const at = one.policy.find('@'); at != std::string::npos) {
-    one.controller = one.policy.substr(at + 1);
-    one.policy.resize(at);
-  }
-  bool takes_scores = false;
-  adore::with_policy(one.policy, std::nullopt, [&](auto const& made) {
-    takes_scores = adore::scores_tokens<std::remove_cvref_t<decltype(made)>>;
-  });
-  if (takes_scores && one.controller.empty()) {
-    throw mistake{one.policy + " ranks by a controller's scores: write " + one.policy +
-                  "@FILE, where FILE is a controller (.safetensors)"};
-  }
-  if (!takes_scores && !one.controller.empty()) {
-    throw mistake{one.policy + " takes no scores: leave '@" + one.controller + "' out"};
-  }
-  return one;
+  llama_example::policy_choice const chosen = llama_example::read_policy_choice(text);
+  return {.policy = chosen.policy,
+          .label = text,
+          .controller = chosen.controller,
+          .rebuild = chosen.rebuild};
 }
 
 /// Adds the contestants of one policy: one per budget, or one if the budgets do not concern it.

@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "llama/token_scorer.hpp"
 
-#include <algorithm>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace llama_example {
 
-token_scorer::token_scorer(adore::controller const& controller, model const& weights, int rows)
+token_scorer::token_scorer(adore::controller const& controller,
+                           int width,
+                           embedding_source words,
+                           int rows)
     : controller_(controller),
-      model_(weights),
+      words_(std::move(words)),
       states_(static_cast<std::size_t>(rows), controller.start()),
       logits_(states_.size()) {
-  if (controller.weights().inputs != weights.width) {
+  if (controller.weights().inputs != width) {
     throw std::invalid_argument("the controller reads embeddings of " +
                                 std::to_string(controller.weights().inputs) +
-                                " channels, the model's have " + std::to_string(weights.width));
+                                " channels, the model's have " + std::to_string(width));
   }
 }
 
@@ -30,10 +33,10 @@ void token_scorer::score(std::span<adore::row_tokens> rows) {
   for (adore::row_tokens& row : rows) {
     adore::controller_state& state = states_[static_cast<std::size_t>(row.row)];
     std::vector<float>& logits = logits_[static_cast<std::size_t>(row.row)];
-    embeddings.clear();
-    for (adore::index_t const id : row.tokens) {
-      float const* const x = model_.embedding.data.data() + std::ptrdiff_t{id} * model_.width;
-      embeddings.insert(embeddings.end(), x, x + model_.width);
+    auto const width = static_cast<std::size_t>(controller_.weights().inputs);
+    embeddings.resize(width * row.tokens.size());
+    for (std::size_t j = 0; j < row.tokens.size(); ++j) {
+      words_(row.tokens[j], std::span(embeddings).subspan(j * width, width));
     }
     if (controller_.options().rescores()) {
       controller_.hear(state, embeddings);

@@ -2,9 +2,12 @@
 // A context of llama.cpp whose cache a policy keeps small: feed tokens, get logits.
 #pragma once
 
+#include "llama/token_scorer.hpp"
 #include "llama_cpp/attention_reader.hpp"
 #include "llama_cpp/llama_objects.hpp"
+#include "llama_cpp/mask_writer.hpp"
 #include "llama_cpp/retention.hpp"
+#include <adore/rebuild/schedule.hpp>
 #include <adore/types.hpp>
 
 #include <llama.h>
@@ -30,7 +33,9 @@ constexpr adore::index_t whole_granules(adore::index_t cells) noexcept {
 struct decoder_options {
   std::string policy;                                 ///< empty: llama.cpp alone, for comparison
   std::optional<adore::index_t> budget{};             ///< m, tokens kept after a step
-  adore::index_t cells = cell_granule;                ///< at least budget + chunk
+  adore::rebuild_options rebuild{};                   ///< released tokens that come back
+  llama_example::token_scorer* scorer = nullptr;      ///< for a policy that takes scores
+  adore::index_t cells = cell_granule;                ///< at least budget + chunk + rebuild.count
   adore::index_t chunk = 1;                           ///< most tokens that a step takes
   adore::index_t scores_every = 1;                    ///< weights are read at each n-th step
   std::optional<adore::position_scheme> positions{};  ///< default: the policy's
@@ -70,6 +75,8 @@ class decoder {
   adore::position_scheme positions() const noexcept { return positions_; }
   std::vector<adore::position_t> kept() const;
   std::size_t released() const noexcept { return released_; }
+  /// Tokens that were decoded again, in all steps together.
+  std::size_t rebuilt() const noexcept { return rebuilt_; }
   std::size_t key_value_bytes() const noexcept {
     return bytes_per_cell_ * llama_n_ctx(context_.get());
   }
@@ -81,7 +88,12 @@ class decoder {
   void watch(attention_reader::weights_function sees) { watcher_ = std::move(sees); }
 
  private:
+  static bool on_node(ggml_tensor* node, bool asks, void* engine) noexcept;
+  llama_context_params parameters() const;
   void step(std::span<llama_token const> tokens, bool all_logits);
+  void fill_batch(std::span<llama_token const> tokens, bool all_logits);
+  /// Weights are read, or masks written, by llama.cpp's callback, which says where tokens are too.
+  bool sees_cells() const noexcept { return observes_ || options_.rebuild.count > 0; }
   void place(std::span<std::int64_t const> cells);
   bool close_gaps();
   std::span<float const> logits(int token);
@@ -92,11 +104,13 @@ class decoder {
   std::size_t vocabulary_;
   bool observes_ = false;
   attention_reader reader_;
+  mask_writer mask_;
   attention_reader::weights_function watcher_;
   context_ptr context_;
   std::unique_ptr<retention> cache_;  // none: llama.cpp alone
   owned_batch batch_;
-  std::size_t bytes_per_cell_ = 0, released_ = 0;
+  std::int32_t first_new_ = 0;  // in the batch, behind those that come back
+  std::size_t bytes_per_cell_ = 0, released_ = 0, rebuilt_ = 0;
   long steps_ = 0, shifts_ = 0;
   step_times plain_steps_, shifting_steps_;
 };

@@ -34,6 +34,19 @@ class owned_batch {
   owned_batch& operator=(owned_batch&&) = delete;
 
   llama_batch& operator*() noexcept { return batch_; }
+  void clear() noexcept { batch_.n_tokens = 0; }
+  /// @pre there is room
+  void add(llama_token token,
+           llama_pos position,
+           llama_seq_id sequence,
+           bool wants_logits) noexcept {
+    std::int32_t const i = batch_.n_tokens++;
+    batch_.token[i] = token;
+    batch_.pos[i] = position;
+    batch_.n_seq_id[i] = 1;
+    batch_.seq_id[i][0] = sequence;
+    batch_.logits[i] = wants_logits ? 1 : 0;
+  }
 
  private:
   llama_batch batch_;

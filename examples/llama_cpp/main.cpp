@@ -5,7 +5,10 @@
 #include "llama_cpp/model_check.hpp"
 #include "llama_cpp/remote_devices.hpp"
 #include "llama_cpp/request.hpp"
+#include "llama_cpp/scoring.hpp"
 #include "llama_cpp/text.hpp"
+
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,6 +16,7 @@
 #include <cstdio>
 #include <exception>
 #include <iostream>
+#include <optional>
 #include <stdexcept>
 
 namespace {
@@ -31,16 +35,21 @@ void settle_budget(request& asked, std::size_t text_tokens) {
   index_t const wanted = asked.cells.value_or(512);
   if (wanted < 2) throw std::invalid_argument("--budget: at least 2 cells are needed");
   policy_facts facts;
+  index_t const attended_beside = how.rebuild.count + 1;
   if (!how.policy.empty()) {
-    how.budget = whole_granules(wanted) - 1;
+    how.budget = whole_granules(wanted) - attended_beside;
+    if (*how.budget < 1) {
+      throw std::invalid_argument("--rebuild: with " + std::to_string(how.rebuild.count) +
+                                  " tokens that come back nothing of the budget is left to keep");
+    }
     facts = facts_of(how.policy, how.budget);
   }
   bool const bounded = facts.budget != adore::unbounded;
   auto const text_length = static_cast<index_t>(text_tokens);
   if (text_length > 0) how.chunk = std::min(how.chunk, text_length);
-  index_t const cells = whole_granules(bounded ? facts.budget + 1
+  index_t const cells = whole_granules(bounded ? facts.budget + attended_beside
                                                : asked.cells.value_or(text_length + asked.predict));
-  how.cells = bounded ? whole_granules(facts.budget + how.chunk) : cells;
+  how.cells = bounded ? whole_granules(facts.budget + how.chunk + how.rebuild.count) : cells;
   std::fprintf(stderr, "policy: %s\n", how.policy.empty() ? "none" : facts.text.c_str());
   if (facts.default_scope != adore::scope::model) {
     std::fprintf(stderr,
@@ -58,6 +67,7 @@ void settle_budget(request& asked, std::size_t text_tokens) {
                  given.c_str(),
                  cells,
                  facts.budget);
+    if (how.rebuild.count > 0) std::fprintf(stderr, "rebuild: R = %d\n", how.rebuild.count);
   } else {
     std::fprintf(stderr, "budget: none, room for %d cells\n", cells);
   }
@@ -174,7 +184,15 @@ class session {
                  llama_n_ctx(engine_.context()),
                  seen,
                  mebibytes(engine_.bytes_per_cell() * seen));
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    std::fprintf(stderr,
+                 "peak memory of the process: %.1f MiB\n",
+                 mebibytes(static_cast<std::size_t>(usage.ru_maxrss) * 1024));
     std::fprintf(stderr, "released: %zu tokens\n", engine_.released());
+    if (engine_.rebuilt() > 0) {
+      std::fprintf(stderr, "rebuilt: %zu tokens, in all steps together\n", engine_.rebuilt());
+    }
     step_times const plain = engine_.plain_steps();
     step_times const shifted = engine_.shifting_steps();
     if (engine_.shifts() > 0) std::fprintf(stderr, "shifts: %ld\n", engine_.shifts());
@@ -218,6 +236,10 @@ void run(request asked) {
   if (!asked.text.empty()) tokens = tokens_of(model.get(), asked.text, true, false);
   if (asked.limit > 0) {
     tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(asked.limit)));
+  }
+  std::optional<scoring> scores;
+  if (!asked.controller.empty()) {
+    asked.decoding.scorer = &scores.emplace(asked.controller, asked.model).scorer();
   }
   bool const talks = asked.what == request::task::talk;
   settle_budget(

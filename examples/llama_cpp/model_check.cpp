@@ -152,6 +152,7 @@ std::size_t require_readable(llama_model* model,
   seen.weights.resize(static_cast<std::size_t>(llama_model_n_layer(model)));
   parameters.n_ctx = 2;  // llama.cpp makes it a whole granule
   parameters.n_batch = parameters.n_ubatch = 2;
+  parameters.n_seq_max = 1;
   parameters.cb_eval = seen_nodes::on_node;
   parameters.cb_eval_user_data = &seen;
   kept_error const error;

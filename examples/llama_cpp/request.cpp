@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "llama_cpp/request.hpp"
 
+#include "llama/policy_choice.hpp"
+#include "llama/text_file.hpp"
+
 #include <CLI/CLI.hpp>
 
-#include <fstream>
 #include <iostream>
 #include <map>
-#include <sstream>
 #include <stdexcept>
 
 namespace llama_cpp_example {
@@ -14,13 +15,26 @@ namespace llama_cpp_example {
 namespace {
 
 std::string content_of(std::string const& name) {
-  std::ifstream file(name, std::ios::binary);
-  std::ostringstream content;
-  content << file.rdbuf();
-  if (!file || content.str().empty()) {
-    throw std::runtime_error("--file: " + name + " cannot be read, or is empty");
+  std::string text = llama_example::read_text(name);
+  if (text.empty()) throw std::runtime_error("--file: " + name + " is empty");
+  return text;
+}
+
+/// Takes apart what `--policy` says, and what `--rebuild` adds.
+void read_policy(std::string const& text, adore::index_t rebuilt, request& asked) {
+  decoder_options& how = asked.decoding;
+  if (text != "none") {
+    llama_example::policy_choice const chosen = llama_example::read_policy_choice(text);
+    how.policy = chosen.policy;
+    how.rebuild = chosen.rebuild;
+    asked.controller = chosen.controller;
   }
-  return content.str();
+  if (rebuilt == 0) return;
+  if (rebuilt < 0) throw std::invalid_argument("--rebuild: must not be negative");
+  if (how.rebuild.count > 0) {
+    throw std::invalid_argument("--rebuild: --policy says already how many tokens come back");
+  }
+  how.rebuild.count = rebuilt;
 }
 
 }  // namespace
@@ -31,7 +45,8 @@ std::optional<request> read_request(int count, char** arguments) {
   std::string file;
   bool perplexity = false;
   bool talk = false;
-  how.policy = "streaming_llm";
+  std::string policy = "streaming_llm";
+  adore::index_t rebuilt = 0;
   how.chunk = cell_granule;
   how.threads = 1;
 
@@ -40,16 +55,25 @@ std::optional<request> read_request(int count, char** arguments) {
       "The newest token always stays, since llama.cpp goes on after it.");
   app.add_option("--model", asked.model, "GGUF file")->required();
   app.add_option("--policy",
-                 how.policy,
-                 "name or name(field=value,...); none: llama.cpp alone, for comparison")
+                 policy,
+                 "name or name(field=value,...), with @FILE behind it, a controller, if it takes "
+                 "scores, and +rebuild(count=8,...), if released tokens come back; none: llama.cpp "
+                 "alone, for comparison")
+      ->capture_default_str();
+  app.add_option("--rebuild",
+                 rebuilt,
+                 "so many released tokens are decoded again in each step: +rebuild(count=N)")
       ->capture_default_str();
   app.add_option("--budget",
                  asked.cells,
-                 "cells that a step attends, the current token included: the policy keeps one "
-                 "less. Rounded up to llama.cpp's granule of 256 [512; without a budget of the "
+                 "cells that a step attends, the current token and those that come back included: "
+                 "the policy keeps the rest. Rounded up to llama.cpp's granule of 256 [512; "
+                 "without a budget of the "
                  "policy's own: as long as the text]");
   auto* const prompt = app.add_option("--prompt", asked.text, "text to go on from");
-  app.add_option("--file", file, "the same from a file")->excludes(prompt);
+  app.add_option(
+         "--file", file, "the same from a file; of one that ends in .jsonl the \"text\" fields")
+      ->excludes(prompt);
   auto* const measures =
       app.add_flag("--perplexity", perplexity, "measure the text instead of going on from it");
   app.add_flag("--interactive", talk, "answer line by line, in the model's chat format")
@@ -109,7 +133,7 @@ std::optional<request> read_request(int count, char** arguments) {
   if (asked.text.empty() && !talk) {
     throw std::invalid_argument("there is no text: give --prompt, --file or --interactive");
   }
-  if (how.policy == "none") how.policy.clear();
+  read_policy(policy, rebuilt, asked);
   return asked;
 }
 

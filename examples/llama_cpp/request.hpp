@@ -14,7 +14,8 @@ struct request {
   enum class task : std::uint8_t { generate, perplexity, talk };
 
   std::string model;
-  std::string text;  ///< prompt, or the text whose perplexity is asked for
+  std::string controller;  ///< file, for a policy that takes scores
+  std::string text;        ///< prompt, or the text whose perplexity is asked for
   task what = task::generate;
   int predict = 128;                    ///< tokens to write
   int limit = 0;                        ///< first tokens of the text that are used; 0: all

@@ -29,8 +29,6 @@ constexpr char const* why_not() {
     return "it selects once from a whole prompt, and here a prompt comes in chunks";
   } else if constexpr (adore::budgets_lanes<P>) {
     return "it gives layers budgets of their own, and a cell holds a token for all of them";
-  } else if constexpr (adore::scores_tokens<P>) {
-    return "it ranks by a controller's scores, and this program has no controller";
   } else {
     return nullptr;
   }
@@ -39,16 +37,22 @@ constexpr char const* why_not() {
 template <class P>
 class retention_of final : public retention {
  public:
-  retention_of(P const& policy, llama_context* context, adore::index_t most_new, std::uint64_t seed)
+  retention_of(P const& policy,
+               llama_context* context,
+               adore::index_t most_new,
+               std::uint64_t seed,
+               adore::rebuild_options const& rebuild)
       : cache_(llama_store(context, 1),
                guarded{{}, policy, 0, 1},  // no sinks, the newest token
                {.reach = adore::scope::model,
                 .positions = adore::position_scheme::original,  // llama.cpp turns the keys
-                .max_new = most_new}) {
+                .max_new = most_new,
+                .rebuild = rebuild}) {
     cache_.open(0, seed);
   }
 
-  void begin_step(adore::index_t tokens) override { cache_.begin_step({0, tokens}); }
+  void begin_step(adore::row_tokens const& row) override { cache_.begin_step(row); }
+  std::span<adore::rebuilt_token const> rebuilt() const override { return cache_.rebuilt(); }
   void placed(adore::index_t j, adore::index_t cell) override { cache_.placed(0, 0, 0, j, cell); }
   void observe(adore::index_t layer, adore::token_view<float const> weights) override {
     cache_.observe(layer, weights);
@@ -93,6 +97,7 @@ policy_facts facts_of(std::string_view text, std::optional<adore::index_t> budge
     facts.observes = adore::observes_attention<P>;
     facts.last_query_only =
         adore::observes_attention<P> && adore::query_weight_of(policy, 1) == 0.0F;
+    facts.takes_scores = adore::scores_tokens<P>;
     facts.guards_newest = policy.budget() != adore::unbounded && !adore::ranks_in_levels<P> &&
                           adore::newest_protected_by(policy, adore::lane_view{}) == 0;
     facts.default_scope = P::default_scope;
@@ -106,11 +111,12 @@ std::unique_ptr<retention> make_retention(std::string_view text,
                                           std::optional<adore::index_t> budget,
                                           llama_context* context,
                                           adore::index_t most_new,
-                                          std::uint64_t seed) {
+                                          std::uint64_t seed,
+                                          adore::rebuild_options const& rebuild) {
   std::unique_ptr<retention> made;
   with_possible_policy(text, budget, [&](auto const& policy) {
     using P = std::remove_cvref_t<decltype(policy)>;
-    made = std::make_unique<retention_of<P>>(policy, context, most_new, seed);
+    made = std::make_unique<retention_of<P>>(policy, context, most_new, seed, rebuild);
   });
   return made;
 }

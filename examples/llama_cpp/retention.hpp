@@ -4,6 +4,7 @@
 #pragma once
 
 #include "llama_cpp/llama_store.hpp"
+#include <adore/cache_options.hpp>
 #include <adore/kv_view.hpp>
 #include <adore/types.hpp>
 
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,6 +25,7 @@ struct policy_facts {
   adore::index_t budget = adore::unbounded;
   bool observes = false;         ///< needs attention weights
   bool last_query_only = false;  ///< ... of the last query, so that none may be left out
+  bool takes_scores = false;     ///< ranks by a controller's scores
   bool guards_newest = false;    ///< it might release the newest token, which is not allowed here
   adore::scope default_scope = adore::scope::model;
   adore::position_scheme default_positions = adore::position_scheme::original;
@@ -35,7 +38,7 @@ policy_facts facts_of(std::string_view policy, std::optional<adore::index_t> bud
 
 /// One sequence's books and its cells. Scope model: a cell holds a token for all layers and heads.
 /// The newest token always stays, since llama_decode takes only the position after the largest one
-/// that is there. Rebuilding would be one more stage here, before `begin_step`.
+/// that is there.
 class retention {
  public:
   virtual ~retention() = default;
@@ -44,7 +47,10 @@ class retention {
   retention(retention&&) = delete;
   retention& operator=(retention&&) = delete;
 
-  virtual void begin_step(adore::index_t tokens) = 0;
+  /// @param row  the step's tokens, with their ids if released ones come back
+  virtual void begin_step(adore::row_tokens const& row) = 0;
+  /// Released tokens to decode again with the step's own, ascending.
+  virtual std::span<adore::rebuilt_token const> rebuilt() const = 0;
   /// The step's j-th token goes to a cell.
   virtual void placed(adore::index_t j, adore::index_t cell) = 0;
   /// @param weights  [token, 1, cell]; no cells: this step's weights are not read
@@ -60,13 +66,15 @@ class retention {
   retention() = default;
 };
 
-/// @param context    has one sequence
+/// @param context    its sequence 0 is the row; those behind it are for tokens that come back
 /// @param most_new   tokens that a step may bring
+/// @param rebuild    released tokens that come back, for a step
 /// @throws std::invalid_argument as `facts_of` and `adore::kv_cache`
 std::unique_ptr<retention> make_retention(std::string_view policy,
                                           std::optional<adore::index_t> budget,
                                           llama_context* context,
                                           adore::index_t most_new,
-                                          std::uint64_t seed);
+                                          std::uint64_t seed,
+                                          adore::rebuild_options const& rebuild = {});
 
 }  // namespace llama_cpp_example

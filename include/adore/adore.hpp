@@ -29,5 +29,6 @@
 #include "adore/positions/rope.hpp"
 #include "adore/rebuild_text.hpp"
 #include "adore/stores/host_store.hpp"
+#include "adore/stores/paged_store.hpp"
 #include "adore/stores/view_store.hpp"
 #include "adore/types.hpp"

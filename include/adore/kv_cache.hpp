@@ -17,6 +17,7 @@
 #include "adore/step_progress.hpp"
 #include "adore/step_tokens.hpp"
 #include "adore/stores/carry_out.hpp"
+#include "adore/stores/page_upkeep.hpp"
 #include "adore/stores/restore_stage.hpp"
 #include "adore/stores/store_concepts.hpp"
 #include "adore/token_scores.hpp"
@@ -51,6 +52,7 @@ class kv_cache {
   using store_type = typename checked_store<Store>::type;
   static_assert(!recalls_tokens<Policy>, "adore: this cache does not recall tokens");
   static constexpr bool by_slot = slot_store<Store>;
+  static constexpr bool in_pages = paging_store<Store>;
   static_assert(by_slot || !(scores_keys<Policy> || reads_tokens<Policy>),
                 "adore: a policy that looks at keys or token ids needs a store addressed by slot");
 
@@ -64,12 +66,12 @@ class kv_cache {
                 chosen_scope(),
                 options_.max_new,
                 by_slot ? placement::by_ledger : placement::by_store,
-                options_.rebuild.count),
+                by_slot ? options_.rebuild.count : 0),
         order_(store_.shape().sequences * ledger_.lanes_per_row()),
         progress_(store_.shape(), options_.max_new),
         storage_(policy, scheme(), options_.rotation, ledger_.slots()),
         attention_(ledger_, options_.reduction),
-        rebuild_(options_.rebuild, store_.shape().sequences),
+        rebuild_(options_.rebuild, store_.shape().sequences, by_slot),
         restore_(store_) {
     if (rebuild_.active()) {
       require_rebuildable<Policy>(options_, by_slot, reach(), scheme());
@@ -88,6 +90,11 @@ class kv_cache {
         throw std::invalid_argument(
             "adore: heads that agree on one set need lanes of scope layer or model");
       }
+    }
+    if (in_pages && options_.compact != compaction::slot_reuse) {
+      throw std::invalid_argument(
+          "adore: compact: in pages new tokens fill the holes; leave cache_options.compact at "
+          "slot_reuse, and call compact(row) when a row has become smaller");
     }
     for (index_t lane = 0; lane < ledger_.lanes_per_row(); ++lane) check_budget(lane);
   }
@@ -112,11 +119,14 @@ class kv_cache {
   }
   void close(index_t row) {
     progress_.require_idle("close");
-    if constexpr (!by_slot) {
-      for_lanes(row,
-                [&](index_t lane) { release_from(store_, ledger_, lane, order_.positions(lane)); });
+    if constexpr (!by_slot || in_pages) {
+      ledger_.require_open(row, "close");
+      for_lanes(row, [&](index_t lane) {
+        release_from(store_, ledger_, lane, order_.positions(lane), order_.slots(lane));
+      });
     }
     ledger_.close(row);
+    if constexpr (by_slot) restore_.forget(row);
   }
   /// `to`, a free row, goes on from what `from` holds now.
   void fork(index_t from, index_t to) {
@@ -127,13 +137,13 @@ class kv_cache {
     for_lanes(from, [&](index_t lane) {
       order_.copy(lane, lane + (to - from) * ledger_.lanes_per_row());
     });
-    if constexpr (by_slot) {
+    if constexpr (forking_store<Store>) {
+      store_.fork(from, to);
+    } else {
       for (index_t layer = 0; layer < ledger_.shape().layers; ++layer) {
         copy_row(kv_view_of(store_.keys(layer)), from, to);
         copy_row(kv_view_of(store_.values(layer)), from, to);
       }
-    } else {
-      store_.fork(from, to);
     }
     rebuild_.fork(from, to);
     if constexpr (by_slot) restore_.fork(rebuild_, from, to);
@@ -146,11 +156,22 @@ class kv_cache {
     refuse_rebuild("snapshot");
     return ledger_.snapshot(row);
   }
-  /// Opens a free row with saved books.
+  /// Opens a free row with saved books. In a paged store the slots have memory from now on.
+  ///
+  /// @throws std::length_error, with the row free as before, if there are too few pages
   void restore(index_t row, row_snapshot const& saved) {
     progress_.require_idle("restore");
     refuse_rebuild("restore");
     ledger_.restore(row, saved);
+    if constexpr (in_pages) {
+      try {
+        reserve_row(store_, ledger_, row);
+      } catch (...) {
+        ledger_.close(row);
+        release_unused(store_, ledger_, row);
+        throw;
+      }
+    }
     for_lanes(row, [&](index_t lane) { order_.assign(lane, ledger_.positions(lane)); });
   }
 
@@ -168,14 +189,19 @@ class kv_cache {
   void begin_step(row_tokens const& row) { begin_step(std::span<row_tokens const>(&row, 1)); }
   /// @throws std::logic_error in the middle of a step, for a row that is not open or is named
   ///         twice, or if the policy reads tokens and none are given
-  /// @throws std::length_error if a lane has too few free slots, or a sequence is at its end
+  /// @throws std::length_error if a lane has too few free slots, a paged store too few free pages
+  ///         (then nothing has begun), or a sequence is at its end
   void begin_step(std::span<row_tokens const> rows) {
     for (row_tokens const& row : rows) check_tokens(row);
     progress_.begin_step(ledger_, rows, by_slot);
+    if constexpr (in_pages) {
+      in_step([&] { reserve_step(store_, ledger_, rows, options_.rebuild.count); });
+    }
     ledger_.forget_released();
     attention_.begin();
     tokens_.begin();
     rebuild_.begin();
+    waiting_.begin();
     for (row_tokens const& row : rows) {
       tokens_.add(row);
       for_lanes(row.row, [&](index_t lane) {
@@ -185,18 +211,25 @@ class kv_cache {
       tokens_.number(ledger_, row.row, row.count);
       hear(row);
     }
-    if constexpr (by_slot) {
-      rebuild_.choose(ledger_, order_, rows);
-      if (rebuild_.restores()) {
-        for (rebuilt_token const& back : rebuild_.entering()) restore_.bring_back(store_, back);
-      } else {
-        for (rebuilt_token const& back : rebuild_.entering()) tokens_.number(back.position);
-        progress_.add_rebuilt(static_cast<index_t>(rebuild_.entering().size()));
+    rebuild_.choose(ledger_, order_, rows);
+    if constexpr (in_pages) {
+      if (rebuild_.active()) {
+        for (row_tokens const& row : rows) release_unused(store_, ledger_, row.row);
       }
     }
+    if constexpr (by_slot) {
+      if (rebuild_.restores()) {
+        for (rebuilt_token const& back : rebuild_.entering()) restore_.bring_back(store_, back);
+        return;
+      }
+    }
+    for (rebuilt_token const& back : rebuild_.entering()) tokens_.number(back.position);
+    progress_.add_rebuilt(static_cast<index_t>(rebuild_.entering().size()));
   }
 
-  /// Released tokens that the engine computes again in this step, behind the new ones.
+  /// Released tokens that the engine computes again in this step: behind the new ones, where the
+  /// store is addressed by slot. A store that chooses slots itself takes them in any order, finds
+  /// room for them, reports them to nobody, and lets them go after the step.
   std::span<rebuilt_token const> rebuilt() const noexcept {
     return rebuild_.restores() ? std::span<rebuilt_token const>{} : rebuild_.entering();
   }
@@ -213,7 +246,27 @@ class kv_cache {
       !by_slot) {
     index_t const lane = ledger_.lane(row, layer, kv_head);
     ledger_.report_placed(lane, j, slot);
-    order_.append(lane, slot, ledger_.next_position(row) + j);
+    position_t const position = ledger_.next_position(row) + j;
+    order_.append(lane, slot, position);
+    if constexpr (scores_tokens<Policy>) {
+      token_scores const scores =
+          waiting_.of(row, ledger_.shape(), ledger_.layer_of(lane), ledger_.head_of(lane));
+      if (scores.has(position)) {
+        policy().score(ledger_.slots_of(lane).state(slot), scores.of(position));
+      }
+    }
+  }
+  /// Moves a row's tokens together, in a store that can: in pages, the emptied ones come free.
+  ///
+  /// @throws std::logic_error in the middle of a step, or if released tokens may come back, since
+  ///         those that are back have their slots
+  void compact(index_t row) requires compacting_store<Store> {
+    progress_.require_idle("compact");
+    ledger_.require_open(row, "compact");
+    refuse_rebuild("compact", "and those that are back have their slots");
+    for (moved_lane const& lane : store_.compact(row)) {
+      moved(row, std::max(lane.layer, 0), std::max(lane.kv_head, 0), lane.new_slot_of);
+    }
   }
   /// For a store that moved its tokens: new_slot_of[old slot], -1 for a free one.
   void moved(index_t row, index_t layer, index_t kv_head, std::span<index_t const> new_slot_of) {
@@ -368,6 +421,7 @@ class kv_cache {
             }
           }
         }
+        if constexpr (in_pages) release_unused(store_, ledger_, row);
         progress_.end();
         return;
       }
@@ -378,9 +432,14 @@ class kv_cache {
       index_t const stay = accepted.empty() ? step.count : accepted[i];
       for_lanes(step.row, [&](index_t lane) {
         if constexpr (!by_slot) {  // its cells of rejected tokens come free
-          auto const rejected =
-              order_.positions(lane).last(static_cast<std::size_t>(step.count - stay));
-          if (!rejected.empty()) release_from(store_, ledger_, lane, rejected);
+          auto const rejected = static_cast<std::size_t>(step.count - stay);
+          if (rejected > 0) {
+            release_from(store_,
+                         ledger_,
+                         lane,
+                         order_.positions(lane).last(rejected),
+                         order_.slots(lane).last(rejected));
+          }
         }
         order_.drop_newest(lane, step.count - stay);
         if constexpr (reads_tokens<Policy>) {
@@ -394,6 +453,13 @@ class kv_cache {
     }
     progress_.end();
     settle();
+    if constexpr (in_pages) {
+      if (rebuild_.active() || !accepted.empty()) {
+        for (step_progress::row_step const& step : progress_.rows()) {
+          release_unused(store_, ledger_, step.row);
+        }
+      }
+    }
   }
 
   // ------------------------------------------------------------------ prompts and their likes
@@ -405,7 +471,9 @@ class kv_cache {
   /// A dense prompt of an empty row: `append` and `attend` of all its tokens per layer, then
   /// `end_step` selects once.
   ///
-  /// @throws std::length_error naming the bytes, if the staging area is larger than allowed
+  /// @throws std::length_error naming the bytes, if the staging area is larger than allowed, or
+  ///         if a paged store has too few free pages for what the lanes may keep; nothing has
+  ///         begun then
   void begin_prompt(row_tokens const& whole) requires by_slot {
     index_t const row = whole.row;
     index_t const count = whole.count;
@@ -417,6 +485,10 @@ class kv_cache {
     }
     check_tokens(whole);
     progress_.begin_prompt(ledger_, whole);
+    if constexpr (in_pages) {
+      bool const to_tier = rebuild_.active() && rebuild_.restores();
+      in_step([&] { reserve_prompt(store_, ledger_, whole, to_tier); });
+    }
     rebuild_.begin();
     if (rebuild_.active()) rebuild_.past(row).append(whole.tokens);
     if constexpr (scores_tokens<Policy>) score_past(whole, count - 1);
@@ -546,10 +618,11 @@ class kv_cache {
           std::to_string(options_.max_new + options_.rebuild.count) + " that a step may bring");
     }
   }
-  void refuse_rebuild(char const* what) const {
+  void refuse_rebuild(char const* what,
+                      char const* why = "and a snapshot does not hold them") const {
     if (!rebuild_.active()) return;
-    throw std::logic_error(std::string("adore: ") + what +
-                           ": released tokens may come back, and a snapshot does not hold them");
+    throw std::logic_error(std::string("adore: ") + what + ": released tokens may come back, " +
+                           why);
   }
   float scale() const {
     return options_.attention_scale != 0.0F
@@ -582,6 +655,7 @@ class kv_cache {
             scores_of(row, ledger_.shape(), ledger_.layer_of(lane), ledger_.head_of(lane), newest));
       });
       score_past(row, newest);
+      if constexpr (!by_slot) waiting_.keep(row, ledger_.next_position(row.row));
     }
   }
   void score_past(row_tokens const& row, position_t newest) requires scores_tokens<Policy> {
@@ -592,6 +666,16 @@ class kv_cache {
     }
   }
 
+  /// If the first thing that a step does fails, it has not begun.
+  template <class Action>
+  void in_step(Action&& action) {
+    try {
+      action();
+    } catch (...) {
+      progress_.end();
+      throw;
+    }
+  }
   template <class Action>
   void for_lanes(index_t row, Action&& action) {
     index_t const first = row * ledger_.lanes_per_row();
@@ -647,6 +731,7 @@ class kv_cache {
   prompt_stage<Policy> prompt_;
   rebuild_stage<Policy> rebuild_;
   restore_stage<Store> restore_;
+  waiting_scores waiting_;
 };
 
 }  // namespace adore

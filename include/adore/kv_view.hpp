@@ -175,9 +175,22 @@ concept viewable_as_kv = requires(Tensor&& tensor) {
                         kv_view<typename decltype(adore_kv_view(tensor))::value_type>>;
 };
 
+/// Keys (or values) of one layer in whatever memory: the call gives the first channel of a slot,
+/// the next one is `channel_stride` elements further. `kv_view` is such, and `page_view`.
+template <class View>
+concept slot_addressed = std::is_trivially_copyable_v<View> &&
+    requires(View const& view, index_t sequence, index_t kv_head, index_t slot) {
+  { view(sequence, kv_head, slot) } -> std::same_as<typename View::value_type*>;
+  { view.sequences } -> std::convertible_to<index_t>;
+  { view.kv_heads } -> std::convertible_to<index_t>;
+  { view.slots } -> std::convertible_to<index_t>;
+  { view.channels } -> std::convertible_to<index_t>;
+  { view.channel_stride } -> std::convertible_to<stride_t>;
+};
+
 /// The view itself, or what the engine's `adore_kv_view` makes of its tensor.
-template <class T>
-constexpr kv_view<T> kv_view_of(kv_view<T> view) noexcept {
+template <slot_addressed View>
+constexpr View kv_view_of(View view) noexcept {
   return view;
 }
 template <viewable_as_kv Tensor>
@@ -185,7 +198,7 @@ constexpr auto kv_view_of(Tensor&& tensor) {
   return adore_kv_view(tensor);
 }
 
-static_assert(std::is_trivially_copyable_v<kv_view<float>>);
+static_assert(slot_addressed<kv_view<float>> && slot_addressed<kv_view<float const>>);
 static_assert(std::is_trivially_copyable_v<token_view<float>>);
 
 }  // namespace adore

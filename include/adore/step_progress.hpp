@@ -30,7 +30,7 @@ class step_progress {
   std::span<row_step const> rows() const noexcept { return rows_; }
   index_t tokens() const noexcept { return tokens_; }  ///< all that the step computes
   index_t new_tokens() const noexcept { return new_tokens_; }
-  /// Tokens that are computed again, behind the new ones.
+  /// Tokens that are computed again beside the new ones.
   void add_rebuilt(index_t count) noexcept { tokens_ = new_tokens_ + count; }
   bool in_prompt() const noexcept { return stage_ == stage::prompt; }
 

@@ -8,10 +8,13 @@
 #include "adore/host_device.hpp"
 #include "adore/types.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace adore {
 
@@ -78,5 +81,44 @@ void give_scores(P const& policy, lane_slots<P> const& lane, token_scores const&
     if (p >= 0 && scores.has(p)) policy.score(lane.state(s), scores.of(p));
   }
 }
+
+/// The scores of a step's new tokens while nobody knows their slots: a store that chooses slots
+/// itself reports them later.
+class waiting_scores {
+ public:
+  void begin() noexcept { rows_.clear(); }
+  /// @param next  the row's first new position
+  void keep(row_tokens const& row, position_t next) {
+    if (row.scores.empty()) return;
+    auto const outputs = static_cast<std::size_t>(row.outputs);
+    std::size_t const tokens = row.scores.size() / outputs;
+    std::size_t const fresh = std::min(tokens, static_cast<std::size_t>(row.count));
+    waiting_row kept{row.row, row.outputs, next + row.count - static_cast<index_t>(fresh), {}};
+    for (std::size_t o = 0; o < outputs; ++o) {
+      auto const newest = row.scores.subspan((o + 1) * tokens - fresh, fresh);
+      kept.logits.insert(kept.logits.end(), newest.begin(), newest.end());
+    }
+    rows_.push_back(std::move(kept));
+  }
+  /// The scores of a row's new tokens for the lanes of a layer and KV head; empty without any.
+  token_scores of(index_t row, kv_shape const& shape, index_t layer, index_t kv_head) const {
+    for (waiting_row const& kept : rows_) {
+      if (kept.row != row) continue;
+      std::size_t const tokens = kept.logits.size() / static_cast<std::size_t>(kept.outputs);
+      index_t const output = output_of(kept.outputs, shape.layers, shape.kv_heads, layer, kv_head);
+      return {kept.first,
+              std::span(kept.logits).subspan(static_cast<std::size_t>(output) * tokens, tokens)};
+    }
+    return {};
+  }
+
+ private:
+  struct waiting_row {
+    index_t row, outputs;
+    position_t first;
+    std::vector<float> logits;  // [output, token]
+  };
+  std::vector<waiting_row> rows_;
+};
 
 }  // namespace adore

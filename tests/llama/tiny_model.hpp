@@ -62,6 +62,7 @@ struct tiny_model {
     number("vocab_size", shape.vocabulary);
     if (shape.channels * shape.heads != shape.width) {
       number("attention.key_length", shape.channels);
+      number("attention.value_length", shape.channels);
     }
     if (shape.rope_channels != shape.channels) number("rope.dimension_count", shape.rope_channels);
     entries["llama.rope.freq_base"] = shape.rope_base;

@@ -2,6 +2,7 @@
 # The program adore-llama as a user meets it, on a tiny random model whose tokens are the bytes of
 # the text; at last on two RPC servers of this machine.
 # Usage: adore_llama_test.py ADORE_LLAMA RPC_SERVER
+import json
 import os
 import pathlib
 import random
@@ -15,6 +16,7 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "llama"))
+from tiny_controller import write_tiny_controller  # noqa: E402
 from tiny_model import CHANNELS, KV_HEADS, LAYERS, write_tiny_model  # noqa: E402
 
 PROGRAM, RPC_SERVER = sys.argv[1:3]
@@ -31,6 +33,8 @@ class Case(unittest.TestCase):
         self.text.write_text("".join(draw.choice(string.ascii_letters) for _ in range(700)))
         self.model = folder / "tiny.gguf"
         write_tiny_model(self.model)
+        self.controller = folder / "tiny.safetensors"
+        write_tiny_controller(self.controller)
 
     def start(self, *arguments, model=None, lines=""):
         return subprocess.run(
@@ -76,6 +80,24 @@ class Mistakes(Case):
         self.refused("--file", self.text.with_name("none.txt"), says="none.txt cannot be read")
         self.refused(*prompt, model=self.text, says="cannot be read as GGUF")
         self.refused(*prompt, "--budget", 3, "--policy", "none", "--file", self.text, says="--file")
+        self.refused(*prompt, "--policy", "adaptive_release", says="write adaptive_release@FILE")
+        self.refused(*prompt, "--policy", "h2o@some.file", says="takes no scores")
+        self.refused(*prompt, "--policy", "none", "--rebuild", 2, says="nothing is released")
+        self.refused(
+            *prompt, "--policy", "h2o", "--budget", 256, "--rebuild", 255,
+            says="nothing of the budget",
+        )  # fmt: skip
+        self.refused(
+            *prompt, "--policy", "h2o+rebuild(count=2)", "--rebuild", 2,
+            says="--policy says already",
+        )  # fmt: skip
+        self.refused(
+            *prompt, "--policy", "h2o+rebuild(schedule=on_entry)", says="must be every_step"
+        )
+        self.refused(*prompt, "--rebuild", 2, says="positions must be original")  # streaming_llm
+        per_layer = self.controller.with_name("layers.safetensors")
+        write_tiny_controller(per_layer, outputs=LAYERS)
+        self.refused(*prompt, "--policy", f"adaptive_release@{per_layer}", says="one output")
 
     def test_a_cache_that_is_too_small_for_everything(self):
         self.refused(
@@ -86,7 +108,11 @@ class Mistakes(Case):
 
 class Runs(Case):
     def test_with_room_for_everything_the_text_is_that_of_llama_cpp(self):
-        for flash, policies in (("off", ("streaming_llm", "h2o", "tova")), ("on", ("strided",))):
+        scored = f"adaptive_release@{self.controller}"
+        for flash, policies in (
+            ("off", ("streaming_llm", "h2o", "tova", scored)),
+            ("on", ("strided", scored, scored + "+rebuild(count=5)")),
+        ):
             same = ("--file", self.text, "--predict", 60, "--flash-attention", flash)
             alone, _ = self.run_text(*same, "--policy", "none", "--budget", 1024)
             for policy in policies:
@@ -112,6 +138,29 @@ class Runs(Case):
         self.assertIn("rounded up to 256 cells; m = 50 tokens are kept", error)
         self.assertIn("scope: model, instead of kv_head", error)
         self.assertEqual(len(self.kept(error)), 50)
+
+    def test_released_tokens_come_back_within_the_budget(self):
+        same = ("--file", self.text, "--chunk", 1, "--predict", 9, "--budget", 256, "--kept")
+        scored = f"adaptive_release@{self.controller}"
+        for policy in (scored, f"attentive_release@{self.controller}", "h2o", "streaming_llm"):
+            positions = ("--positions", "original")
+            out, error = self.run_text(*same, *positions, "--policy", policy, "--rebuild", 6)
+            self.assertIn("rounded up to 256 cells; m = 249 tokens are kept", error)
+            self.assertIn(f"{256 * BYTES_PER_CELL / 2**20:.2f} MiB in 256 cells", error)
+            seen = 701 + 9
+            back = sum(min(6, t - 249) for t in range(250, seen))  # t tokens before the step
+            self.assertIn(f"rebuilt: {back} tokens", error)
+            self.assertEqual(len(self.kept(error)), 249)
+            text = self.run_text(*same, *positions, "--policy", policy + "+rebuild(count=6)")[0]
+            self.assertEqual(text, out)
+
+    def test_a_file_of_json_lines_is_its_texts(self):
+        lines = self.text.with_name("text.jsonl")
+        lines.write_text(json.dumps({"text": self.text.read_text()}) + "\n")
+        same = ("--predict", 9, "--policy", "sliding_window", "--budget", 256)
+        self.assertEqual(
+            self.run_text("--file", lines, *same)[0], self.run_text("--file", self.text, *same)[0]
+        )
 
     def test_what_a_shift_costs_is_said(self):
         _, error = self.run_text(
@@ -172,7 +221,11 @@ class Remote(Case):
     def test_two_servers_keep_and_write_the_same(self):
         addresses, logs = zip(self.serve(), self.serve())
         servers = ",".join(addresses)
-        for policy in ("h2o(heavy=40,recent=40)", "streaming_llm(sinks=4,window=76)"):
+        for policy in (
+            "h2o(heavy=40,recent=40)",
+            "streaming_llm(sinks=4,window=76)",
+            "h2o(heavy=40,recent=40)+rebuild(count=5)",
+        ):
             same = (
                 "--file", self.text, "--policy", policy, "--predict", 60, "--chunk", 64, "--kept",
                 "--flash-attention", "off",

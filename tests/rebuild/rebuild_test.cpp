@@ -336,6 +336,29 @@ TEST_CASE("a tier with a limit loses the oldest release, which then cannot come 
   CHECK(back_in(cache) == std::set<position_t>{2, 3});
 }
 
+TEST_CASE("a closed sequence leaves nothing in the tier, whose row a fork may take") {
+  deep_model const model(4, 2, 1, 4);
+  cache_options options;
+  options.rebuild.count = 1;
+  options.rebuild.schedule = restore{};
+  cache_type cache(host_store<float>({2, 2, 1, 4, 4}), {2, 0, 0}, options);
+  auto const run = [&](index_t row, index_t tokens) {
+    cache.open(row);
+    for (index_t n = 0; n < tokens; ++n) {
+      float const score = static_cast<float>(n);
+      run_step(model, cache, {row, 1, {&n, 1}, {&score, 1}, 1});
+    }
+  };
+  std::size_t const token = 2 * 2 * 4 * sizeof(float);  // K and V, 2 layers, 4 channels
+  run(1, 9);
+  run(0, 3);
+  CHECK(cache.tier_bytes() == 8 * token);
+  cache.close(1);
+  CHECK(cache.tier_bytes() == token);
+  cache.fork(0, 1);
+  CHECK(cache.tier_bytes() == 2 * token);
+}
+
 TEST_CASE("after a dense prompt its released tokens come back") {
   deep_model const model(6, 2, 2, 4);
   for (bool const restores : {false, true}) {

@@ -100,6 +100,9 @@ enum class fault {
   frees_cells_it_never_had,
   reports_too_late_a_slot,
   reports_once_for_two,
+  keeps_rejected_tokens,
+  fork_goes_with_its_origin,
+  frees_less_than_a_page,
 };
 
 /// Cells that all rows share, each with a position and its rows, like llama.cpp's; a new token goes
@@ -116,10 +119,20 @@ class cells {
 
   kv_shape shape() const { return shape_; }
   index_t capacity() const { return shape_.slots; }
-  index_t granule() const { return 1; }
+  index_t granule() const { return bug_ == fault::frees_less_than_a_page ? 4 : 1; }
   index_t release(adore::released_positions const& tokens) {
     index_t freed = 0;
+    auto const held = std::count_if(
+        cells_.begin(), cells_.end(), [&](cell const& c) { return c.rows[at(tokens.row)]; });
+    bool const whole_row = held == static_cast<std::ptrdiff_t>(tokens.positions.size());
+    if (bug_ == fault::fork_goes_with_its_origin && whole_row && tokens.row == 0) {
+      for (cell& c : cells_) c.rows[1] = c.rows[1] && !c.rows[0];
+    }
     for (position_t const p : tokens.positions) {
+      if (bug_ == fault::keeps_rejected_tokens && p == newest(tokens.row) && !whole_row) {
+        ++freed;
+        continue;
+      }
       auto const found = std::find_if(cells_.begin(), cells_.end(), [&](cell const& c) {
         return c.rows[at(tokens.row)] && c.position == p;
       });
@@ -162,6 +175,13 @@ class cells {
     std::array<bool, 2> rows{};
   };
   static std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+  position_t newest(index_t row) const {
+    position_t result = adore::no_position;
+    for (cell const& c : cells_) {
+      if (c.rows[at(row)]) result = std::max(result, c.position);
+    }
+    return result;
+  }
 
   kv_shape shape_;
   fault bug_;
@@ -335,6 +355,11 @@ TEST_CASE("store contract: faults of a store that places tokens itself are named
   check_contains(about(fault::frees_cells_it_never_had), "which was never there");
   check_contains(about(fault::reports_too_late_a_slot), "the lane has slots 0 to 23");
   check_contains(about(fault::reports_once_for_two), "did not report where a token of row 0");
+  check_contains(about(fault::keeps_rejected_tokens), "by the reports and releases");
+  check_contains(about(fault::fork_goes_with_its_origin),
+                 "after the origin of a fork was closed, slot 0 of row 1");
+  check_contains(about(fault::frees_less_than_a_page),
+                 "1 came free, but tokens come free by whole pages of granule() = 4");
 }
 
 TEST_CASE("store contract: wrong frees are seen without a way to ask the store") {

@@ -61,9 +61,9 @@ inline void softmax(std::span<float> logits) {
 ///
 /// @param slots   [count] slots to attend, in ascending position
 /// @param logits  out, [count], scale * q.k
-template <class T>
+template <slot_addressed View>
 void attention_logits(float const* query,
-                      kv_view<T> keys,
+                      View keys,
                       index_t sequence,
                       index_t kv_head,
                       std::span<index_t const> slots,
@@ -77,9 +77,9 @@ void attention_logits(float const* query,
 
 /// out = sum over slots of probability x value, in the order of `slots`; zeros are not read, so
 /// that what lies in a masked slot cannot matter.
-template <class T>
+template <slot_addressed View>
 void attention_output(std::span<float const> probabilities,
-                      kv_view<T> values,
+                      View values,
                       index_t sequence,
                       index_t kv_head,
                       std::span<index_t const> slots,

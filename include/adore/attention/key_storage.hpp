@@ -48,25 +48,25 @@ class key_storage {
     (void)policy;
   }
 
-  template <class T>
+  template <slot_addressed View>
   void put_key(
-      kv_view<T> keys, index_t row, index_t head, index_t slot, slot_view token, float const* key) {
+      View keys, index_t row, index_t head, index_t slot, slot_view token, float const* key) {
     float const* from = key;
     if (mode_ == mode::turned || (mode_ == mode::sinks_shifted && token.position >= sinks_)) {
       from = turned(key, keys.channels, turn(token.rotary_position));
     }
     copy(from, keys(row, head, slot), keys.channels, keys.channel_stride);
   }
-  template <class T>
-  void put_value(kv_view<T> values, index_t row, index_t head, index_t slot, float const* value) {
+  template <slot_addressed View>
+  void put_value(View values, index_t row, index_t head, index_t slot, float const* value) {
     copy(value, values(row, head, slot), values.channels, values.channel_stride);
   }
 
   /// Turns the keys of one row that this step's queries see otherwise than they lie.
   ///
   /// @param lane_of  `attended_lane<P> (kv_head)`, all the step's tokens in it
-  template <class T, class LaneOf>
-  void begin_row(kv_view<T> keys, index_t row, LaneOf&& lane_of) {
+  template <slot_addressed View, class LaneOf>
+  void begin_row(View keys, index_t row, LaneOf&& lane_of) {
     if (mode_ != mode::by_rank && mode_ != mode::sinks_shifted) return;
     auto const channels = static_cast<std::size_t>(keys.channels);
     turned_keys_.resize(static_cast<std::size_t>(keys.kv_heads));
@@ -77,7 +77,7 @@ class key_storage {
       index_t const touched = mode_ == mode::by_rank ? count : count_sinks(lane);
       to.resize(static_cast<std::size_t>(touched) * channels);
       for (index_t rank = 0; rank < touched; ++rank) {
-        T const* const key = keys(row, head, lane.slots[static_cast<std::size_t>(rank)]);
+        auto const* const key = keys(row, head, lane.slots[static_cast<std::size_t>(rank)]);
         float* const place = to.data() + static_cast<std::size_t>(rank) * channels;
         for (index_t c = 0; c < keys.channels; ++c) {
           place[c] = static_cast<float>(key[c * keys.channel_stride]);

@@ -35,10 +35,10 @@ class query_attention {
   /// @param turn_key  `float const* (kv_head, rank, slot)`: the key as the query sees it, or
   ///                  nullptr: as it is stored
   /// @param sink    called as sink(kv_head, weights) with [rank] weights, reduced over the group
-  template <class T, class TurnKey, class Sink>
+  template <slot_addressed Keys, slot_addressed Values, class TurnKey, class Sink>
   void operator()(P const& policy,
-                  kv_view<T> keys,
-                  kv_view<T> values,
+                  Keys keys,
+                  Values values,
                   index_t row,
                   index_t layer,
                   std::span<attended_lane<P> const> lanes,

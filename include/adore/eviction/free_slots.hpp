@@ -19,6 +19,18 @@ class free_slots {
         stacks_(static_cast<std::size_t>(lanes) * static_cast<std::size_t>(stride_)) {}
 
   index_t count(index_t lane) const noexcept { return *stack(lane); }
+  /// The slots that the next calls of `pop` return, `most` or as many as there are, in no order.
+  std::span<index_t const> next(index_t lane, index_t most) const noexcept {
+    index_t const n = std::min(most, count(lane));
+    return {stack(lane) + 1 + count(lane) - n, static_cast<std::size_t>(n)};
+  }
+  /// Slots for which `preferred(slot)` holds are used first; the order is otherwise as before.
+  template <class Preferred>
+  void prefer(index_t lane, Preferred&& preferred) {
+    index_t* const first = stack(lane) + 1;
+    std::stable_partition(
+        first, first + count(lane), [&](index_t slot) { return !preferred(slot); });
+  }
   /// @pre the slot is not in the stack
   void push(index_t lane, index_t slot) noexcept {
     index_t* const all = stack(lane);

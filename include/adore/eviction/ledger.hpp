@@ -75,6 +75,11 @@ class ledger {
   index_t layer_of(index_t lane) const noexcept { return layout_.layer_of(lane); }
   index_t head_of(index_t lane) const noexcept { return layout_.head_of(lane); }
   lane_extent extent_of(index_t lane) const noexcept { return layout_.extent_of(lane); }
+  /// Calls `action(lane)` for each lane of a row, in ascending order.
+  template <class Action>
+  void for_lanes(index_t row, Action&& action) const {
+    layout_.for_lanes(row, action);
+  }
 
   // ---------------------------------------------------------------- what is there
 
@@ -106,6 +111,15 @@ class ledger {
   std::span<index_t const> new_slots(index_t lane) const noexcept {
     return {new_slots_.data() + static_cast<std::ptrdiff_t>(lane) * max_new_,
             static_cast<std::size_t>(at(lanes_, lane).new_count)};
+  }
+  /// The slots that `place` and then `invite` give next, in no order; fewer if the lane has fewer.
+  std::span<index_t const> next_slots(index_t lane, index_t count) const noexcept {
+    return free_.next(lane, count);
+  }
+  /// Free slots for which `preferred(slot)` holds are given first.
+  template <class Preferred>
+  void prefer_slots(index_t lane, Preferred&& preferred) {
+    free_.prefer(lane, preferred);
   }
   /// What left all lanes since the last `forget_released`.
   std::span<released_token const> released() const noexcept { return released_.tokens(); }
@@ -395,10 +409,6 @@ class ledger {
   template <class T>
   static T const& at(std::vector<T> const& data, index_t i) noexcept {
     return data[static_cast<std::size_t>(i)];
-  }
-  template <class Action>
-  void for_lanes(index_t row, Action&& action) const {
-    layout_.for_lanes(row, action);
   }
   /// The lane as the newest token of its sequence has left it.
   lane_view last_view_of(index_t lane) const noexcept {

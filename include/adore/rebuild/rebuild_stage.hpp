@@ -32,8 +32,11 @@ struct rebuild_counts {
 template <eviction_policy P>
 class rebuild_stage {
  public:
-  rebuild_stage(rebuild_options const& options, index_t rows)
+  /// @param by_slot  those who come back get slots; else the store finds room for them, and the
+  ///                 books know of none
+  rebuild_stage(rebuild_options const& options, index_t rows, bool by_slot = true)
       : options_(options),
+        by_slot_(by_slot),
         past_(options.count > 0 ? static_cast<std::size_t>(rows) : 0),
         guests_(past_.size()),
         wanted_(past_.size()),
@@ -170,7 +173,8 @@ class rebuild_stage {
     auto const* const periodic = std::get_if<every>(&options_.schedule);
     if (periodic != nullptr && (step + row) % std::max(periodic->steps, 1) != 0) return;
     index_t const lane = books.lane(row, 0, 0);
-    lane_view const view = books.view_of(lane, books.next_position(row) + count - 1);
+    lane_view view = books.view_of(lane, books.next_position(row) + count - 1);
+    if (!by_slot_) view.occupied += count;  // they are not placed yet
     past_tokens<P> const& all = past(row);
     if (all.released() == 0) return;
     auto const& lane_state = *books.slots_of(lane).lane_state;
@@ -190,6 +194,11 @@ class rebuild_stage {
     }
   }
   void enter(ledger<P>& books, slot_order& order, index_t row, position_t position) {
+    if (!by_slot_) {
+      entering_.push_back({row, position, past(row).id(position), -1});
+      ++counts_.entered;
+      return;
+    }
     if (guest const* const here = find_guest(row, position)) {  // computed anew where it is
       entering_.push_back({row, position, past(row).id(position), here->slot});
       return;
@@ -221,6 +230,7 @@ class rebuild_stage {
   }
 
   rebuild_options options_;
+  bool by_slot_;
   index_t pool_ = unbounded;
   std::vector<past_tokens<P>> past_;             // [row]
   std::vector<std::vector<guest>> guests_;       // [row], in the order in which they entered

@@ -13,7 +13,8 @@
 
 namespace adore {
 
-/// @param by_slot  the store's K and V are addressed by slot
+/// @param by_slot  the store's K and V are addressed by slot; else the engine finds room for what
+///                 comes back and lets it go at the end of the step
 /// @throws std::invalid_argument if tokens cannot come back into such a cache
 template <eviction_policy P>
 void require_rebuildable(cache_options const& options,
@@ -25,7 +26,17 @@ void require_rebuildable(cache_options const& options,
   };
   rebuild_options const& wanted = options.rebuild;
   bool const by_rank = scheme == position_scheme::cache_index;
-  require(by_slot, "released tokens come back only into a store addressed by slot");
+  if (!by_slot) {
+    require(std::holds_alternative<every_step>(wanted.schedule),
+            "in a store that chooses slots itself tokens come back for one step; the schedule must "
+            "be every_step");
+    require(wanted.admit == rebuild_admission::never,
+            "in a store that chooses slots itself tokens that came back cannot stay; admit must be "
+            "never");
+    require(!observes_attention<P> || wanted.score == rebuilt_score::frozen,
+            "in a store that chooses slots itself nobody says what tokens that came back receive; "
+            "score must be frozen");
+  }
   require(reach == scope::model,
           "a token passes through all layers, so that lanes must be of scope model");
   require(!masks_attention<P> && !numbers_tokens<P> && !marks_tokens<P> && !scores_keys<P> &&

@@ -102,7 +102,7 @@ struct rebuilt_token {
   index_t row;
   position_t position;
   index_t id;    ///< vocabulary id, to compute it again
-  index_t slot;  ///< of its lane, for its K and V in every layer
+  index_t slot;  ///< of its lane, for its K and V in every layer; -1: the store chooses it
 };
 
 }  // namespace adore

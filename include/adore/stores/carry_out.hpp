@@ -17,17 +17,28 @@
 
 namespace adore {
 
-/// Tells a store which tokens of a lane have left; positions ascending.
+/// A lane as stores are told of it, without tokens.
+template <eviction_policy P>
+released_positions place_of(ledger<P> const& books, index_t lane) {
+  scope const reach = books.reach();
+  return {books.row_of(lane),
+          reach == scope::model ? -1 : books.layer_of(lane),
+          reach == scope::kv_head ? books.head_of(lane) : -1,
+          {},
+          {}};
+}
+
+/// Tells a store which tokens of a lane have left; positions ascending, slots in the same order.
 template <kv_store Store, eviction_policy P>
 index_t release_from(Store& store,
                      ledger<P> const& books,
                      index_t lane,
-                     std::span<position_t const> positions) {
-  scope const reach = books.reach();
-  return store.release({books.row_of(lane),
-                        reach == scope::model ? -1 : books.layer_of(lane),
-                        reach == scope::kv_head ? books.head_of(lane) : -1,
-                        positions});
+                     std::span<position_t const> positions,
+                     std::span<index_t const> slots) {
+  released_positions tokens = place_of(books, lane);
+  tokens.positions = positions;
+  tokens.slots = slots;
+  return store.release(tokens);
 }
 
 /// Moves what a lane holds to its first slots, in all layers and heads that share the lane.
@@ -54,18 +65,26 @@ void compact_lane(
 /// After decisions: brings order and store in line with the books' released tokens.
 template <kv_store Store, eviction_policy P>
 void carry_out(Store& store, ledger<P>& books, slot_order& order, compaction kind) {
-  std::vector<position_t> left;
+  std::vector<released_token> left;
+  std::vector<position_t> positions;
+  std::vector<index_t> slots;
   auto const released = books.released();
   for (std::size_t i = 0; i < released.size();) {
     index_t const lane = released[i].lane;
     left.clear();
-    for (; i < released.size() && released[i].lane == lane; ++i) {
-      order.remove(lane, released[i].position);
-      left.push_back(released[i].position);
+    positions.clear();
+    slots.clear();
+    for (; i < released.size() && released[i].lane == lane; ++i) left.push_back(released[i]);
+    std::sort(left.begin(), left.end(), [](released_token const& a, released_token const& b) {
+      return a.position < b.position;
+    });
+    for (released_token const& gone : left) {
+      order.remove(lane, gone.position);
+      positions.push_back(gone.position);
+      slots.push_back(gone.slot);
     }
-    std::sort(left.begin(), left.end());
-    release_from(store, books, lane, left);
-    if constexpr (slot_store<Store>) {
+    release_from(store, books, lane, positions, slots);
+    if constexpr (slot_store<Store> && !paging_store<Store>) {
       if (kind != compaction::slot_reuse) compact_lane(store, books, order, lane, kind);
     }
   }

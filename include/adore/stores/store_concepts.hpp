@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <span>
 #include <utility>
+#include <vector>
 
 namespace adore {
 
@@ -16,10 +17,14 @@ namespace adore {
 struct released_positions {
   index_t row, layer, kv_head;
   std::span<position_t const> positions;  ///< ascending
+  /// Where they were, in the same order, if the plan chose the slots; a `paging_store` may be given
+  /// slots alone, in which nothing stayed.
+  std::span<index_t const> slots{};
 };
 
-/// What every engine can do. `release` returns how many tokens really came free: in a paged store
-/// none, until a page is empty.
+/// What every engine can do. `release` returns how many tokens' memory really came free: with
+/// granule() = 1 as many as it is told; in a paged store none until a page is empty and no other
+/// row holds it, then all granule() of it.
 template <class S>
 concept kv_store = requires(S& store, S const& same, released_positions const& tokens) {
   { same.shape() } -> std::same_as<kv_shape>;    // slots: numbers that a token may get in a lane
@@ -30,23 +35,49 @@ concept kv_store = requires(S& store, S const& same, released_positions const& t
 };
 
 /// A store whose K/V can be addressed by slot: the plan chooses the slots. `keys(layer)` and
-/// `values(layer)` return a `kv_view` or a tensor that `kv_view_of` turns into one.
+/// `values(layer)` return a `kv_view` or another `slot_addressed` view, or a tensor that
+/// `kv_view_of` turns into one.
 template <class S>
 concept slot_store = kv_store<S> && requires(S& store, index_t layer) {
   kv_view_of(store.keys(layer));
   kv_view_of(store.values(layer));
 };
 
-/// A store that chooses slots itself and can give two rows the same tokens.
+/// A store that can give two rows the same tokens; one addressed by slot needs it only if it can do
+/// better than to copy a row.
 template <class S>
 concept forking_store = kv_store<S> && requires(S& store, index_t row) {
   store.fork(row, row);
 };
 
-/// A store that can move its tokens together, and then reports where they are.
+/// A store addressed by slot in which a slot has memory only while a token is there: pages. The
+/// plan chooses slots as in any other; the store is told before they are written, and by `release`
+/// with slots when nothing is in them any more.
+///
+/// `reserve` names slots of one lane (`layer` and `kv_head` as in `released_positions`) that are
+/// about to be written. Afterwards each has memory that no other row sees: one whose memory is
+/// shared after a `fork` gets a copy. It throws std::length_error, with nothing changed, if there
+/// are too few free pages. Slots may be reserved twice, and released without having been reserved.
+/// Free slots that a row `owns` are given to new tokens first.
+template <class S>
+concept paging_store = slot_store<S> && forking_store<S> &&
+    requires(S& store, S const& same, index_t i, std::span<index_t const> slots) {
+  store.reserve(i, i, i, slots);                   // row, layer, kv_head, slots
+  { same.owns(i, i) } -> std::same_as<bool>;       // row, slot: writing it takes no page
+  { same.free_pages() } -> std::same_as<index_t>;  // of granule() slots each, for all rows
+};
+
+/// Where the tokens of a lane are after they have been moved; `layer` and `kv_head` are -1 where
+/// the lane spans all of them.
+struct moved_lane {
+  index_t row, layer, kv_head;
+  std::vector<index_t> new_slot_of;  ///< [old slot], -1 where no token was
+};
+
+/// A store that can move a row's tokens together, and then reports where they are.
 template <class S>
 concept compacting_store = kv_store<S> && requires(S& store, index_t row) {
-  store.compact(row);
+  { store.compact(row) } -> std::same_as<std::vector<moved_lane>>;
 };
 
 /// A store that can turn cached keys to other rotary positions: [first, last) by `delta`.
@@ -106,6 +137,12 @@ struct checked_store {
       "adore: a store with 'keys' is addressed by slot and needs "
       "'keys(index_t layer)' and 'values(index_t layer)' that give a kv_view or a tensor "
       "with 'adore_kv_view'");
+  static_assert(
+      !requires(S & s, std::span<index_t const> slots) { s.reserve(0, 0, 0, slots); } ||
+          paging_store<S>,
+      "adore: a store with 'reserve' is paged and needs 'void fork(index_t from, index_t to)', "
+      "'bool owns(index_t row, index_t slot) const' and 'index_t free_pages() const' besides "
+      "'keys' and 'values'");
   using type = S;
 };
 

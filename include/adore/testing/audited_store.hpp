@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -52,16 +53,37 @@ class audited_store {
   index_t granule() const { return store_.granule(); }
   index_t release(released_positions const& tokens) {
     auto const told = static_cast<index_t>(tokens.positions.size());
+    index_t before = 0;
+    if constexpr (paging_store<Store>) before = store_.free_pages();
     index_t const freed = store_.release(tokens);
     std::string const what =
         "release of " + text(told) + " tokens says that " + text(freed) + " came free";
-    require(freed >= 0 && freed <= told, what);
-    require(granule() > 1 || freed == told, what + ", but with granule() = 1 each must");
+    require(freed >= 0, what);
+    if constexpr (paging_store<Store>) {
+      index_t const pages = store_.free_pages() - before;
+      require(freed == pages * granule(),
+              what + ", but of free pages there are " + text(pages) + " more, of " +
+                  text(granule()) + " slots each");
+    } else {
+      require(granule() > 1 || freed == told, what + ", but with granule() = 1 each must");
+      require(freed % granule() == 0,
+              what + ", but tokens come free by whole pages of granule() = " + text(granule()));
+    }
     return freed;
   }
   decltype(auto) keys(index_t layer) requires slot_store<Store> { return store_.keys(layer); }
   decltype(auto) values(index_t layer) requires slot_store<Store> { return store_.values(layer); }
   void fork(index_t from, index_t to) requires forking_store<Store> { store_.fork(from, to); }
+  void reserve(index_t row,
+               index_t layer,
+               index_t kv_head,
+               std::span<index_t const> slots) requires paging_store<Store> {
+    store_.reserve(row, layer, kv_head, slots);
+  }
+  bool owns(index_t row, index_t slot) const requires paging_store<Store> {
+    return store_.owns(row, slot);
+  }
+  index_t free_pages() const requires paging_store<Store> { return store_.free_pages(); }
   Store& itself() noexcept { return store_; }
 
  private:

@@ -156,11 +156,38 @@ void compare_by_store(Store made,
       observe_layer(cache, rows, layer);
       observe_layer(reference, rows, layer);
     }
-    cache.end_step();
-    reference.end_step();
+    std::vector<index_t> accepted;
+    for (row_tokens const& row : rows) accepted.push_back(step % 10 == 9 ? 1 : row.count);
+    cache.end_step(accepted);
+    reference.end_step(accepted);
     compare_kept(cache, reference, at);
     compare_positions(cache, at);
   }
+}
+
+/// A fork lives on when the sequence that it came from is closed.
+template <class Store, class Step>
+void check_fork(Store made, Step&& step_engine) {
+  auto options = options_of<keep_all, Store>(made.shape());
+  options.reach = Store::finest_scope;
+  kv_cache cache(audited_store<Store>(std::move(made)), keep_all{}, options);
+  auto const step = [&](index_t row) {
+    std::array<row_tokens, 1> const one{{{.row = row}}};
+    cache.begin_step(one);
+    engine_step(cache, step_engine, one[0], "before a fork: ");
+    cache.end_step();
+  };
+  cache.open(0);
+  for (index_t token = 0; token < cache.store().capacity() / 4; ++token) step(0);
+  cache.fork(0, 1);
+  compare_positions(cache, "after a fork, ");
+  step(1);
+  cache.close(0);
+  compare_positions(cache, "after the origin of a fork was closed, ");
+  step(1);
+  compare_positions(cache, "after the origin of a fork was closed, ");
+  cache.close(1);
+  compare_positions(cache, "after a fork was closed too, ");
 }
 
 /// All of the capacity can be filled, a closed row gives all of it back, and a release of what was

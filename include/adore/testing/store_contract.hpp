@@ -9,6 +9,7 @@
 #include "adore/policies/streaming_llm.hpp"
 #include "adore/stores/store_concepts.hpp"
 #include "adore/testing/audited_store.hpp"
+#include "adore/testing/paging_store_contract.hpp"
 #include "adore/testing/placing_store_contract.hpp"
 #include "adore/testing/slot_store_contract.hpp"
 #include "adore/types.hpp"
@@ -29,6 +30,11 @@ namespace adore::testing {
 /// came free and touches no token that stays; attention and kept sets are, bit by bit, those of a
 /// `host_store` with window, StreamingLLM and H2O, two sequences, a fork and rejected tokens.
 ///
+/// Of a store in pages (`paging_store`) besides: a page is taken with the first slot of a block and
+/// free with its last token; emptied pages can be used again in the same step; a shared prefix is
+/// there once, is copied before it is written, and stays for each sequence that holds it; a
+/// rejected draft gives its pages back. It needs pages for all rows at once, and two pages a row.
+///
 /// @param make_store  `Store (kv_shape const&)`: a new store of that shape; it may have more slots
 /// @throws contract_violation naming the first broken clause
 /// @throws std::invalid_argument if the set-up is too small to tell anything
@@ -40,7 +46,15 @@ void check_store(MakeStore make_store, contract_setup const& setup = {}) {
   auto store = make_store(setup.shape);
   detail::check_numbers(store, setup.shape);
   detail::check_views(store);
+  if constexpr (paging_store<decltype(store)>) {
+    require_field(store.capacity() > store.granule(),
+                  "setup.shape.slots",
+                  setup.shape.slots,
+                  "must be more than a page");
+  }
+  detail::reserve_all(store);
   detail::check_memory(store);
+  if constexpr (paging_store<decltype(store)>) check_pages(make_store, setup.shape);
   index_t const budget = setup.shape.slots - 2;
   detail::compare_by_slot(make_store(setup.shape), setup, sliding_window::of_budget(budget));
   detail::compare_by_slot(make_store(setup.shape), setup, streaming_llm::clamped(2, budget));
@@ -61,8 +75,9 @@ void check_store(MakeStore make_store, contract_setup const& setup = {}) {
 ///
 /// The clauses: `capacity()` tokens of a lane can be there at once; slots are reported once per
 /// token and lane, in range and never where a token still is; `release` frees what it counts, so
-/// that a later step finds room, and nothing for positions that were never there; kept sets are
-/// those of a `host_store`. A store with `position_t position_at(row, layer, kv_head, slot)`
+/// that a later step finds room, and nothing for positions that were never there; rejected tokens
+/// leave; a fork outlives its origin; kept sets are those of a `host_store`. A store with
+/// `position_t position_at(row, layer, kv_head, slot)`
 /// (`no_position`: free) is asked after each step whether it holds what it was told.
 ///
 /// @param step  does the engine's step for `count` new tokens of a row: it calls
@@ -81,6 +96,9 @@ void check_store(MakeStore make_store, Step step, contract_setup const& setup = 
   detail::compare_by_store(make_store(setup.shape), step, setup, streaming_llm::clamped(2, budget));
   detail::compare_by_store(make_store(setup.shape), step, setup, h2o::of_budget(budget));
   detail::check_capacity(make_store(setup.shape), step);
+  if constexpr (forking_store<std::invoke_result_t<MakeStore&, kv_shape const&>>) {
+    if (setup.shape.sequences > 1) detail::check_fork(make_store(setup.shape), step);
+  }
 }
 
 }  // namespace adore::testing
