@@ -48,10 +48,10 @@ inline constexpr index_t most_keys_in_shared = 49152;
 
 /// Grid: (lane). Each warp has a run of tiles; it keeps to it in all passes.
 ///
-/// 256 threads: five blocks with lanes of 8192 tokens share a multiprocessor and hide each other's
+/// 256 threads: six blocks with lanes of 8192 tokens share a multiprocessor and hide each other's
 /// waits. A long lane is alone there and takes 1024.
 template <bool Stores, int Threads>
-__global__ void __launch_bounds__(Threads, Threads == 256 ? 5 : 1)
+__global__ void __launch_bounds__(Threads, Threads == 256 ? 6 : 1)
     best_of_kernel(best_of_args const args) {
   extern __shared__ __align__(16) std::uint32_t stored_keys[];
   __shared__ best_of_shared shared;
@@ -77,14 +77,40 @@ __global__ void __launch_bounds__(Threads, Threads == 256 ? 5 : 1)
   index_t const begin = min(tiles, warp_in_block() * warp_tiles) * best_of_tile;
   index_t const end = min(tiles, (warp_in_block() + 1) * warp_tiles) * best_of_tile;
 
-  find_threshold<Threads>(shared, keys, split.keep, begin, end);
+  // -------------------------------------------------------- the threshold, from its highest digit
+  for (index_t b = thread; b < 256; b += Threads) shared.bins[b] = 0;
+  if (thread == 0) {
+    shared.prefix = 0;
+    shared.need = split.keep;
+  }
+  __syncthreads();
+  find_digit<3>(shared, keys, begin, end);
+  find_digit<2>(shared, keys, begin, end);
+  find_digit<1>(shared, keys, begin, end);
+  find_digit<0>(shared, keys, begin, end);
   std::uint32_t const threshold = shared.prefix;
+  // A token that is never kept goes even if there is room; worse ones are NaN alone.
   index_t const equal_kept = threshold == key_of_keep_never ? 0 : shared.need;
   auto const better = [threshold](std::uint32_t key) {
     return key > threshold && key != key_of_keep_never;
   };
 
   // -------------------------------------------------------- how many stay before each warp's run
+  index_t above = 0, equal = 0;
+  for (index_t tile = begin; tile < end; tile += best_of_tile) {
+    uint4 const four = keys(tile);
+    above += (better(four.x) ? 1 : 0) + (better(four.y) ? 1 : 0) + (better(four.z) ? 1 : 0) +
+             (better(four.w) ? 1 : 0);
+    equal += (four.x == threshold ? 1 : 0) + (four.y == threshold ? 1 : 0) +
+             (four.z == threshold ? 1 : 0) + (four.w == threshold ? 1 : 0);
+  }
+  above = __reduce_add_sync(whole_warp, above);
+  equal = __reduce_add_sync(whole_warp, equal);
+  if (lane_in_warp() == 0) {
+    shared.above[warp_in_block()] = above;
+    shared.equal[warp_in_block()] = equal;
+  }
+  __syncthreads();
   index_t equal_before = 0, equal_total = 0, place = 0;
   for (index_t w = 0; w < warps; ++w) {
     if (w == warp_in_block()) equal_before = equal_total;
@@ -153,8 +179,8 @@ __global__ void __launch_bounds__(Threads, Threads == 256 ? 5 : 1)
 ///
 /// Policies that release whole blocks or relent need their own selection, on the host.
 ///
-/// A lane is read once if it has at most 49152 tokens, otherwise three to five times.
-/// Deterministic: integer counts only, and a lane's result does not depend on the others.
+/// A lane is read once if it has at most 49152 tokens, otherwise six times. Deterministic: integer
+/// counts only, and a lane's result does not depend on the others.
 ///
 /// @throws  std::invalid_argument naming the number that is wrong, cuda_error if the launch fails
 /// Stream:  enqueued on `stream`; returns before it is done.  Memory: no allocation.

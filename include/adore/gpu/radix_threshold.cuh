@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Finds the m-th largest key of a lane in one block: by its highest 11 bits, which leave few keys
-// that are then looked at alone, or by passes over all keys, 11 and 10 bits each, if they leave
-// many.
+// Finds the m-th largest key of a lane in one block: four passes over its keys, one per digit of
+// eight bits, each counting in shared memory.
 #pragma once
 
 #include "adore/gpu/kept_of_prompt.cuh"
@@ -16,19 +15,11 @@ namespace adore::gpu::detail {
 
 // A tile is what a warp reads at once, 4 neighbouring priorities per thread.
 inline constexpr index_t best_of_tile = 4 * warp_threads;
-inline constexpr int first_shift = 21, second_shift = 10;  // digits of 11, 11 and 10 bits
-inline constexpr index_t most_listed = 512;                // keys that are looked at alone
-
 struct best_of_shared {
-  std::uint32_t bins[(1 << 11) + 1];  // of a digit; the last one is for keys that do not count
-  std::uint32_t prefix;               // digits of the threshold found so far
-  index_t need;                       // how many of the keys with these digits stay
-  index_t in_bin;                     // how many keys have these digits
-  index_t above[32], equal[32];       // [warp] keys above and at the threshold
-  std::uint32_t warp_sums[32];
-  std::uint32_t listed_keys[most_listed];
-  std::uint8_t listed_warps[most_listed];  // whose run the key is in
-  index_t listed;
+  std::uint32_t bins[257];       // of a digit; the last one is for keys that do not count
+  std::uint32_t prefix;          // digits of the threshold found so far
+  index_t need;                  // how many of the keys with these digits stay
+  index_t above[32], equal[32];  // [warp] keys above and at the threshold
 };
 
 /// The keys of a lane's tokens, either stored in shared memory or formed anew each time.
@@ -86,10 +77,10 @@ __device__ void count_first_digits(best_of_shared& shared,
                                    index_t end) {
   auto const take = [&](index_t tile, uint4 const& four) {
     keys.store(tile, four);
-    atomicAdd(&shared.bins[four.x >> first_shift], 1U);
-    atomicAdd(&shared.bins[four.y >> first_shift], 1U);
-    atomicAdd(&shared.bins[four.z >> first_shift], 1U);
-    atomicAdd(&shared.bins[four.w >> first_shift], 1U);
+    atomicAdd(&shared.bins[four.x >> 24U], 1U);
+    atomicAdd(&shared.bins[four.y >> 24U], 1U);
+    atomicAdd(&shared.bins[four.z >> 24U], 1U);
+    atomicAdd(&shared.bins[four.w >> 24U], 1U);
   };
   constexpr index_t together = 4;  // reads under way before the first is waited for
   index_t tile = begin;
@@ -111,16 +102,17 @@ __device__ void count_first_digits(best_of_shared& shared,
   }
 }
 
-/// Counts them by the `Bits` from `Shift` on, if the digits above are `prefix`.
-template <int Shift, int Bits, bool Stores>
+/// Counts them by another digit, if the digits above it are `prefix`.
+template <int Digit, bool Stores>
 __device__ void count_digits(best_of_shared& shared,
                              key_source<Stores> const& keys,
                              index_t begin,
                              index_t end) {
+  constexpr int shift = 8 * Digit;
   std::uint32_t const prefix = shared.prefix;
   auto const count = [&](std::uint32_t key) {  // without a branch, which costs more than a count
-    std::uint32_t const digit = (key >> Shift) & ((1U << Bits) - 1U);
-    atomicAdd(&shared.bins[key >> (Shift + Bits) == prefix ? digit : 1U << 11U], 1U);
+    std::uint32_t const bin = key >> (shift + 8) == prefix ? (key >> shift) & 0xFFU : 256U;
+    atomicAdd(&shared.bins[bin], 1U);
   };
 #pragma unroll 4
   for (index_t tile = begin; tile < end; tile += best_of_tile) {
@@ -132,32 +124,16 @@ __device__ void count_digits(best_of_shared& shared,
   }
 }
 
-/// The same for the keys that were listed.
-template <int Shift, int Bits, int Threads>
-__device__ void count_listed_digits(best_of_shared& shared) {
-  std::uint32_t const prefix = shared.prefix;
-  for (index_t i = static_cast<index_t>(threadIdx.x); i < shared.listed; i += Threads) {
-    std::uint32_t const key = shared.listed_keys[i];
-    if (key >> (Shift + Bits) != prefix) continue;
-    atomicAdd(&shared.bins[(key >> Shift) & ((1U << Bits) - 1U)], 1U);
-  }
-}
-
-/// Finds the next digit of the threshold: the bin that holds the need-th key from above. All
-/// threads call it after they have counted; the bins are zero afterwards.
-template <int Bits, int Threads>
-__device__ void choose_digit(best_of_shared& shared) {
-  constexpr int own = (1 << Bits) / Threads;
-  static_assert(own >= 1);
-  __syncthreads();  // all have counted
-  // thread 0 has the highest bins
-  int const first = (1 << Bits) - 1 - own * static_cast<int>(threadIdx.x);
+/// Finds the next digit of the threshold: the bin that holds the need-th key from above. One warp.
+__device__ inline void choose_digit(best_of_shared& shared) {
+  constexpr int own = 256 / warp_threads;
+  int const first = 255 - own * lane_in_warp();  // thread 0 has the highest bins
   std::uint32_t counts[own];
   std::uint32_t sum = 0;
 #pragma unroll
   for (int i = 0; i < own; ++i) {
     counts[i] = shared.bins[first - i];
-    shared.bins[first - i] = 0;
+    shared.bins[first - i] = 0;  // for the next digit
     sum += counts[i];
   }
   std::uint32_t upto = sum;
@@ -166,119 +142,37 @@ __device__ void choose_digit(best_of_shared& shared) {
     std::uint32_t const other = __shfl_up_sync(whole_warp, upto, static_cast<unsigned>(step));
     if (lane_in_warp() >= step) upto += other;
   }
-  if (lane_in_warp() == warp_threads - 1) shared.warp_sums[warp_in_block()] = upto;
   auto const need = static_cast<std::uint32_t>(shared.need);
   std::uint32_t const prefix = shared.prefix;
-  __syncthreads();
+  __syncwarp();
   std::uint32_t before = upto - sum;
-  for (int w = 0; w < warp_in_block(); ++w) before += shared.warp_sums[w];
-  if (before < need && need <= before + sum) {  // true in one thread
+  if (before < need && need <= upto) {  // true in one thread
 #pragma unroll
     for (int i = 0; i < own; ++i) {
       if (before < need && need <= before + counts[i]) {
-        shared.prefix =
-            (prefix << static_cast<unsigned>(Bits)) | static_cast<std::uint32_t>(first - i);
+        shared.prefix = (prefix << 8U) | static_cast<std::uint32_t>(first - i);
         shared.need = static_cast<index_t>(need - before);
-        shared.in_bin = static_cast<index_t>(counts[i]);
         before = need;  // no further bin
       } else {
         before += counts[i];
       }
     }
   }
-  __syncthreads();
 }
 
-/// Lists the keys whose first digit is the threshold's, and counts those above it, per warp.
-template <bool Stores>
-__device__ void list_keys(best_of_shared& shared,
-                          key_source<Stores> const& keys,
-                          index_t begin,
-                          index_t end) {
-  std::uint32_t const prefix = shared.prefix;
-  index_t above = 0;
-  auto const look = [&](std::uint32_t key) {
-    std::uint32_t const digit = key >> first_shift;
-    if (digit > prefix && key != key_of_keep_never) ++above;
-    if (digit != prefix) return;
-    index_t const i = atomicAdd(&shared.listed, 1);
-    shared.listed_keys[i] = key;
-    shared.listed_warps[i] = static_cast<std::uint8_t>(warp_in_block());
-  };
-#pragma unroll 4
-  for (index_t tile = begin; tile < end; tile += best_of_tile) {
-    uint4 const four = keys(tile);
-    look(four.x);
-    look(four.y);
-    look(four.z);
-    look(four.w);
-  }
-  above = __reduce_add_sync(whole_warp, above);
-  if (lane_in_warp() == 0) {
-    shared.above[warp_in_block()] = above;
-    shared.equal[warp_in_block()] = 0;
-  }
-}
-
-/// Finds the threshold, `shared.prefix`, of which `shared.need` stay, and counts the keys above and
-/// at it, per warp. All threads call it; `shared` is new.
-///
-/// @param keep  how many stay
-template <int Threads, bool Stores>
-__device__ void find_threshold(best_of_shared& shared,
-                               key_source<Stores> const& keys,
-                               index_t keep,
-                               index_t begin,
-                               index_t end) {
-  auto const thread = static_cast<index_t>(threadIdx.x);
-  for (index_t b = thread; b <= 1 << 11; b += Threads) shared.bins[b] = 0;
-  if (thread == 0) {
-    shared.prefix = 0;
-    shared.need = keep;
-    shared.listed = 0;
-  }
-  __syncthreads();
-  count_first_digits(shared, keys, begin, end);
-  choose_digit<11, Threads>(shared);
-  // A token that is never kept goes even if there is room; worse ones are NaN alone.
-  auto const better = [&](std::uint32_t key, std::uint32_t threshold) {
-    return key > threshold && key != key_of_keep_never;
-  };
-  if (shared.in_bin <= most_listed) {
-    list_keys(shared, keys, begin, end);
-    __syncthreads();
-    count_listed_digits<second_shift, 11, Threads>(shared);
-    choose_digit<11, Threads>(shared);
-    count_listed_digits<0, 10, Threads>(shared);
-    choose_digit<10, Threads>(shared);
-    for (index_t i = thread; i < shared.listed; i += Threads) {
-      std::uint32_t const key = shared.listed_keys[i];
-      index_t const warp = shared.listed_warps[i];
-      if (better(key, shared.prefix)) atomicAdd(&shared.above[warp], 1);
-      if (key == shared.prefix) atomicAdd(&shared.equal[warp], 1);
-    }
+/// One digit of the threshold: all threads count, one warp chooses. The bins are zero before.
+template <int Digit, bool Stores>
+__device__ __forceinline__ void find_digit(best_of_shared& shared,
+                                           key_source<Stores> const& keys,
+                                           index_t begin,
+                                           index_t end) {
+  if constexpr (Digit == 3) {
+    count_first_digits(shared, keys, begin, end);
   } else {
-    count_digits<second_shift, 11>(shared, keys, begin, end);
-    choose_digit<11, Threads>(shared);
-    count_digits<0, 10>(shared, keys, begin, end);
-    choose_digit<10, Threads>(shared);
-    index_t above = 0, equal = 0;
-    for (index_t tile = begin; tile < end; tile += best_of_tile) {
-      uint4 const four = keys(tile);
-      std::uint32_t const key[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        if (better(key[c], shared.prefix)) ++above;
-        if (key[c] == shared.prefix) ++equal;
-      }
-    }
-    above = __reduce_add_sync(whole_warp, above);
-    equal = __reduce_add_sync(whole_warp, equal);
-    if (lane_in_warp() == 0) {
-      shared.above[warp_in_block()] = above;
-      shared.equal[warp_in_block()] = equal;
-    }
+    count_digits<Digit>(shared, keys, begin, end);
   }
+  __syncthreads();
+  if (warp_in_block() == 0) choose_digit(shared);
   __syncthreads();
 }
 
