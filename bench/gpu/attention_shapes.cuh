@@ -50,14 +50,4 @@ inline void report_rate(benchmark::State& state, shape const& s) {
                                               benchmark::Counter::kIsIterationInvariantRate);
 }
 
-template <class Run>
-void add(std::string const& name, Run run) {
-  benchmark::RegisterBenchmark(name.c_str(), run)
-      ->UseManualTime()
-      ->Unit(benchmark::kMicrosecond)
-      ->Iterations(20)
-      ->Repetitions(3)
-      ->ReportAggregatesOnly();
-}
-
 }  // namespace adore::bench

@@ -391,16 +391,6 @@ void rotate(benchmark::State& state) {
 
 // ------------------------------------------------------------------ all of them
 
-/// @param name  stage: variant/shape, as table.py takes it apart
-template <class Run>
-void add(std::string const& name, Run run) {
-  benchmark::RegisterBenchmark(name.c_str(), run)
-      ->UseManualTime()
-      ->Unit(benchmark::kMicrosecond)
-      ->Iterations(20)
-      ->Repetitions(3)
-      ->ReportAggregatesOnly();
-}
 using benchmark::State;
 
 void add_append() {

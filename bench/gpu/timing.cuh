@@ -10,6 +10,7 @@
 #include <benchmark/benchmark.h>
 
 #include <functional>
+#include <string>
 
 namespace adore::bench {
 
@@ -47,6 +48,17 @@ inline void time_graph(benchmark::State& state,
   check(cudaGraphExecDestroy(replay));
   check(cudaGraphDestroy(graph));
   check(cudaStreamDestroy(stream));
+}
+
+/// @param name  stage: variant/shape, as table.py takes it apart
+template <class Run>
+void add(std::string const& name, Run run) {
+  benchmark::RegisterBenchmark(name.c_str(), run)
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond)
+      ->Iterations(20)
+      ->Repetitions(3)
+      ->ReportAggregatesOnly();
 }
 
 }  // namespace adore::bench

@@ -5,6 +5,7 @@
 
 #include "loaded_model.hpp"
 #include "naive_retention.hpp"
+#include "support/complaint.hpp"
 #include "support/literal_model.hpp"
 #include "support/test_data.hpp"
 
@@ -20,6 +21,8 @@ namespace {
 using namespace llama_cpp_example;
 using namespace llama_cpp_example::testing;
 using adore::index_t;
+using adore::testing::check_contains;
+using adore::testing::complaint_of;
 
 llama_token likeliest(std::span<float const> logits) {
   return static_cast<llama_token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
@@ -66,17 +69,7 @@ double compare_with_naive(loaded_model const& model,
 }
 
 std::string complaint_about(loaded_model const& model, decoder_options const& options) {
-  try {
-    decoder const engine(model.weights.get(), options);
-  } catch (std::exception const& error) {
-    return error.what();
-  }
-  return "";
-}
-void check_contains(std::string const& text, std::string const& part) {
-  CAPTURE(text);
-  CAPTURE(part);
-  CHECK(text.find(part) != std::string::npos);
+  return complaint_of([&] { decoder const engine(model.weights.get(), options); });
 }
 
 }  // namespace

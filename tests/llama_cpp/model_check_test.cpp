@@ -3,6 +3,7 @@
 #include "llama_cpp/model_check.hpp"
 
 #include "loaded_model.hpp"
+#include "support/complaint.hpp"
 
 #include <doctest/doctest.h>
 
@@ -14,19 +15,11 @@ namespace {
 
 using namespace llama_cpp_example;
 using namespace llama_cpp_example::testing;
+using adore::testing::check_contains;
+using adore::testing::complaint_of;
 
 std::string complaint_about(std::string const& path) {
-  try {
-    require_supported(path);
-  } catch (std::runtime_error const& error) {
-    return error.what();
-  }
-  return "";
-}
-void check_contains(std::string const& text, std::string const& part) {
-  CAPTURE(text);
-  CAPTURE(part);
-  CHECK(text.find(part) != std::string::npos);
+  return complaint_of([&] { require_supported(path); });
 }
 
 /// The metadata of a small model of some architecture, and not one tensor.

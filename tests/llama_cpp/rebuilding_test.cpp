@@ -14,6 +14,7 @@
 #include "llama_cpp/word_embeddings.hpp"
 #include "loaded_model.hpp"
 #include "never_released.hpp"
+#include "support/complaint.hpp"
 #include "support/test_data.hpp"
 #include <adore/rebuild_text.hpp>
 
@@ -33,6 +34,8 @@ namespace {
 using namespace llama_cpp_example;
 using namespace llama_cpp_example::testing;
 using adore::index_t;
+using adore::testing::check_contains;
+using adore::testing::complaint_of;
 
 /// Random numbers as a controller, which looks at the newest token, over a file's embeddings.
 struct random_scoring {
@@ -105,17 +108,7 @@ distance_to_full compare_with_full(llama_model* model,
 }
 
 std::string complaint_about(loaded_model const& model, decoder_options const& options) {
-  try {
-    decoder const engine(model.weights.get(), options);
-  } catch (std::exception const& error) {
-    return error.what();
-  }
-  return "";
-}
-void check_contains(std::string const& text, std::string const& part) {
-  CAPTURE(text);
-  CAPTURE(part);
-  CHECK(text.find(part) != std::string::npos);
+  return complaint_of([&] { decoder const engine(model.weights.get(), options); });
 }
 
 constexpr char const* scored = "adaptive_release(keep=40,recent=8,sinks=2)";
