@@ -35,11 +35,13 @@ void run(Cache& cache, adore::index_t first, adore::index_t tokens) {
 }
 
 int main() {
-  // two full conversations need 12 pages in the end; a pool may have fewer and then says so
-  adore::paged_store pages{{.sequences = 2, .slots = budget + 1, .channels = channels},
-                           {.page_size = page_size, .pages = 12}};
-  // a random sample stays, the worst for pages: holes are everywhere
-  adore::kv_cache cache{pages, adore::random_reservoir{.size = budget}};
+  // Two full conversations need 12 pages in the end; a pool may have fewer and then says so. The
+  // store is made in place: a cache owns its store, and a copy would have memory of its own. A
+  // random sample stays, the worst for pages: holes are everywhere.
+  adore::kv_cache cache{
+      adore::paged_store{{.sequences = 2, .slots = budget + 1, .channels = channels},
+                         {.page_size = page_size, .pages = 12}},
+      adore::random_reservoir{.size = budget}};
   bool as_told = true;
   auto const report = [&](char const* what, adore::index_t expected) {
     adore::index_t const taken = cache.store().pages() - cache.store().free_pages();
@@ -55,7 +57,8 @@ int main() {
   cache.fork(/*from*/ 0, /*to*/ 1);
   report("a second conversation with the same prompt", 5);
 
-  // where the prompt lies: FlashInfer's three arrays, ready to be copied to a device
+  // where the prompt lies: FlashInfer's three arrays, ready to be copied to a device. Page 0 is
+  // nobody's: a write to a slot that was not reserved goes there unnoticed.
   adore::page_lists const lists = cache.store().lists();
   bool const same_pages = lists.indptr[1] == 5 && lists.indices[0] == lists.indices[5] &&
                           lists.indices[4] == lists.indices[9] && lists.last_page_len[1] == 2;

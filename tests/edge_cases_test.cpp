@@ -351,6 +351,14 @@ TEST_CASE("a snapshot that does not fit or contradicts itself changes nothing") 
   refuses([](row_snapshot& s) { s.positions[5] = -7; });
   driver.books.restore(0, saved);
   CHECK(driver.kept() == position_list{0, 1, 2});
+  row_snapshot longer = saved;
+  longer.positions.insert(longer.positions.end(), saved.budgets.size(), no_position);
+  driver.books.close(0);
+  auto const said = sentence_of<std::invalid_argument>([&] { driver.books.restore(0, longer); });
+  auto const slots = driver.books.slots();
+  CHECK(contains(said,
+                 "the snapshot has " + std::to_string(slots + 1) +
+                     " slots per lane, and this cache has " + std::to_string(slots)));
 }
 
 }  // namespace adore::testing

@@ -5,6 +5,8 @@
 
 #include "adore/policies/dynamic_top_k.hpp"
 #include "adore/policies/h2o.hpp"
+#include "adore/policies/keep_all.hpp"
+#include "adore/policies/sentinel.hpp"
 #include "adore/stores/host_store.hpp"
 #include "support/tables.hpp"
 
@@ -15,6 +17,7 @@
 #include <cstddef>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <vector>
 
 namespace adore::testing {
@@ -58,6 +61,11 @@ class transposed_store {
   std::vector<float> keys_, values_;
 };
 static_assert(slot_store<transposed_store>);
+
+struct refusing_store : host_store<float> {
+  using host_store<float>::host_store;
+  void fork(index_t, index_t) { throw std::length_error("no room"); }
+};
 
 constexpr index_t heads = 4, kv_heads = 2, channels = 8;
 
@@ -181,6 +189,49 @@ TEST_CASE("a prompt enters at once, in chunks or token by token") {
   CHECK(run(prompt_mode::full_then_select, 1) == std::vector<std::size_t>{20});
   CHECK(run(prompt_mode::chunked, 8) == std::vector<std::size_t>{8, 8, 4});
   CHECK(run(prompt_mode::streamed, 8) == std::vector<std::size_t>(20, 1));
+}
+
+TEST_CASE("a prompt of which more stays than a lane has slots is refused before it begins") {
+  kv_cache cache = make(keep_all{}, {}, 8);
+  cache.open(0);
+  CHECK_THROWS_WITH_AS(cache.begin_prompt({0, 20}),
+                       "adore: begin_prompt: 20 tokens of the prompt stay; a lane has 8 slots",
+                       std::length_error);
+  cache.begin_prompt({0, 8});  // idle, and as empty as before
+  tokens(8, 1).forward(cache);
+  cache.end_step();
+  CHECK(cache.kept(0) == position_list{0, 1, 2, 3, 4, 5, 6, 7});
+
+  // without a budget, but of each span its closing token stays
+  auto spans = make(sentinel{.open = 1, .close = 2}, {}, 8);
+  spans.open(0);
+  std::vector<index_t> ids(20, 0);
+  ids[2] = 1;
+  ids[17] = 2;  // 0, 1, 17, 18, 19 stay
+  spans.begin_prompt({.row = 0, .count = 20, .tokens = ids});
+  tokens(20, 1).forward(spans);
+  spans.end_step();
+  CHECK(spans.kept(0) == position_list{0, 1, 17, 18, 19});
+  spans.close(0);
+  spans.open(0);
+  ids[17] = 0;  // the span is not closed
+  CHECK_THROWS_WITH_AS(spans.begin_prompt({.row = 0, .count = 20, .tokens = ids}),
+                       "adore: begin_prompt: 20 tokens of the prompt stay; a lane has 8 slots",
+                       std::length_error);
+  ids.assign(5, 2);  // no span is open: what the refused prompt opened is forgotten
+  spans.begin_prompt({.row = 0, .count = 5, .tokens = ids});
+  tokens(5, 1).forward(spans);
+  spans.end_step();
+  CHECK(spans.kept(0) == position_list{0, 1, 2, 3, 4});
+}
+
+TEST_CASE("a fork that the store refuses leaves the row free") {
+  kv_cache<refusing_store, keep_all> cache(refusing_store({2, 1, kv_heads, 8, channels}), {});
+  cache.open(0);
+  CHECK_THROWS_AS(cache.fork(0, 1), std::length_error);
+  CHECK_FALSE(cache.books().is_open(1));
+  cache.open(1);
+  cache.close(0);
 }
 
 TEST_CASE("values that lie channel by channel give the same output") {

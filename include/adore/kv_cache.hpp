@@ -4,6 +4,7 @@
 
 #include "adore/attention/decode_attention.hpp"
 #include "adore/attention/key_storage.hpp"
+#include "adore/attention/prompt_lane.hpp"
 #include "adore/attention/prompt_stage.hpp"
 #include "adore/attention/step_attention.hpp"
 #include "adore/cache_options.hpp"
@@ -128,7 +129,7 @@ class kv_cache {
     ledger_.close(row);
     if constexpr (by_slot) restore_.forget(row);
   }
-  /// `to`, a free row, goes on from what `from` holds now.
+  /// `to`, a free row, goes on from what `from` holds now. If the store throws, `to` is still free.
   void fork(index_t from, index_t to) {
     progress_.require_idle("fork");
     static_assert(by_slot || forking_store<Store>,
@@ -138,7 +139,12 @@ class kv_cache {
       order_.copy(lane, lane + (to - from) * ledger_.lanes_per_row());
     });
     if constexpr (forking_store<Store>) {
-      store_.fork(from, to);
+      try {
+        store_.fork(from, to);
+      } catch (...) {
+        ledger_.close(to);
+        throw;
+      }
     } else {
       for (index_t layer = 0; layer < ledger_.shape().layers; ++layer) {
         copy_row(kv_view_of(store_.keys(layer)), from, to);
@@ -190,7 +196,8 @@ class kv_cache {
   /// @throws std::logic_error in the middle of a step, for a row that is not open or is named
   ///         twice, or if the policy reads tokens and none are given
   /// @throws std::length_error if a lane has too few free slots, a paged store too few free pages
-  ///         (then nothing has begun), or a sequence is at its end
+  ///         (then nothing has begun; shared pages that were copied for rows before stay copied),
+  ///         or a sequence is at its end
   void begin_step(std::span<row_tokens const> rows) {
     for (row_tokens const& row : rows) check_tokens(row);
     progress_.begin_step(ledger_, rows, by_slot);
@@ -471,9 +478,11 @@ class kv_cache {
   /// A dense prompt of an empty row: `append` and `attend` of all its tokens per layer, then
   /// `end_step` selects once.
   ///
-  /// @throws std::length_error naming the bytes, if the staging area is larger than allowed, or
-  ///         if a paged store has too few free pages for what the lanes may keep; nothing has
-  ///         begun then
+  /// @throws std::length_error naming the bytes, if the staging area is larger than allowed, if
+  /// more
+  ///         of the prompt stays than a lane has slots, or if a paged store has too few free pages
+  ///         for what the lanes may keep; nothing has begun then. Where attention decides how many
+  ///         stay, `attend` or `end_step` says that they are too many, and the row is closed
   void begin_prompt(row_tokens const& whole) requires by_slot {
     index_t const row = whole.row;
     index_t const count = whole.count;
@@ -485,6 +494,7 @@ class kv_cache {
     }
     check_tokens(whole);
     progress_.begin_prompt(ledger_, whole);
+    in_step([&] { require_prompt_fits(ledger_, whole); });
     if constexpr (in_pages) {
       bool const to_tier = rebuild_.active() && rebuild_.restores();
       in_step([&] { reserve_prompt(store_, ledger_, whole, to_tier); });
@@ -694,11 +704,23 @@ class kv_cache {
     }
   }
   void finish_prompt(index_t layer) requires by_slot {
-    prompt_.select(ledger_, storage_, store_);
-    for (index_t head = 0; head < ledger_.lane_heads(); ++head) {
-      index_t const lane = ledger_.lane(progress_.rows().front().row, layer, head);
-      order_.assign(lane, ledger_.positions(lane));
+    index_t const row = progress_.rows().front().row;
+    auto const list = [&] {
+      for (index_t head = 0; head < ledger_.lane_heads(); ++head) {
+        index_t const lane = ledger_.lane(row, layer, head);
+        order_.assign(lane, ledger_.positions(lane));
+      }
+    };
+    try {
+      prompt_.select(ledger_, storage_, store_);
+    } catch (...) {  // some lanes have their tokens, others do not
+      list();
+      progress_.end();
+      if constexpr (in_pages) release_unused(store_, ledger_, row);
+      close(row);
+      throw;
     }
+    list();
   }
   template <class Action>
   void decide(char const* what, index_t row, Action&& action) {

@@ -14,6 +14,7 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
+#include <stdexcept>
 #include <vector>
 
 // Every member compiles, those that a policy of its kind never calls included.
@@ -46,6 +47,18 @@ TEST_CASE("lanes are numbered row by row, and each layer and head of a row lies 
     }
     CHECK(visits == std::vector<int>(visits.size(), 3));  // once in each row
   }
+}
+
+TEST_CASE("a lane adopts no more tokens than it has slots") {
+  ledger<keep_all> books({}, {.sequences = 2, .slots = 3}, scope::model, 1);
+  books.open(0, 0);
+  std::vector<position_t> const kept{0, 1, 2, 3};
+  std::vector<slot_state_of<keep_all>> const states(4);
+  CHECK_THROWS_WITH_AS(books.adopt(0, kept, kept, states),
+                       "adore: begin_prompt: 4 tokens of the prompt stay; a lane has 3 slots",
+                       std::length_error);
+  CHECK(books.kept(0).empty());
+  CHECK(books.positions(1)[0] == no_position);  // the lane behind it
 }
 
 }  // namespace adore::testing

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <random>
 #include <set>
@@ -399,6 +400,83 @@ TEST_CASE("a step for which there are too few pages does not begin, and can be t
   CHECK_THROWS_AS(cache.restore(1, saved), std::length_error);
   CHECK(cache.store().free_pages() == 2);
   cache.open(1);  // it is free
+}
+
+TEST_CASE("a dense prompt takes pages for what its lanes may keep of it") {
+  std::mt19937 random(7);
+  window_in_pages cache(
+      paged_store<float>({2, layers, kv_heads, 64, channels}, {.page_size = 4, .pages = 16}),
+      {.size = 8});
+  cache.open(0);
+  cache.open(1);
+  cache.begin_step(row_tokens{.row = 1});
+  tensors(random, 1).forward(cache);
+  cache.end_step();
+  cache.begin_prompt({.row = 0, .count = 64});
+  CHECK(cache.store().free_pages() == 13);
+  tensors(random, 64).forward(cache);
+  cache.end_step();
+  CHECK(cache.kept(0).size() == 8);
+  CHECK(cache.store().free_pages() == 13);
+}
+
+TEST_CASE("a chunk of tokens fills holes and then whole pages") {
+  for (index_t const keep : {1, 2, 4}) {
+    for (std::uint64_t seed = 0; seed < 4; ++seed) {
+      std::mt19937 random(8);
+      kv_cache cache(paged_store<float>({1, layers, kv_heads, 72, channels}, {.page_size = 4}),
+                     random_victim{.size = 64},
+                     {.reach = scope::model, .max_new = 8});
+      cache.open(0, seed);
+      for (int n = 0; n < 64; ++n) step(cache, random);
+      cache.set_budget(0, keep);
+      index_t const before = cache.store().free_pages();
+      index_t const holes = 4 * (cache.store().pages() - before) - keep;
+      cache.begin_step(row_tokens{.row = 0, .count = 8});
+      CHECK(before - cache.store().free_pages() == (std::max(8 - holes, 0) + 3) / 4);
+      tensors(random, 8).forward(cache);
+      cache.end_step();
+    }
+  }
+}
+
+TEST_CASE("no pages are asked for guests that cannot come") {
+  std::mt19937 random(9);
+  std::vector<index_t> const id{5};
+  window_in_pages cache(
+      paged_store<float>({2, layers, kv_heads, 24, channels}, {.page_size = 2, .pages = 12}),
+      {.size = 12},
+      {.reach = scope::model, .rebuild = {.count = 8}});
+  auto const one = [&](index_t row) {
+    cache.begin_step(row_tokens{.row = row, .count = 1, .tokens = id});
+    tensors(random, 1 + static_cast<index_t>(cache.rebuilt().size())).forward(cache);
+    cache.end_step();
+  };
+  cache.open(0);
+  cache.open(1);
+  for (int n = 0; n < 12; ++n) one(0);
+  CHECK(cache.store().free_pages() == 6);
+  for (int n = 0; n < 12; ++n) one(1);  // nothing has been released that could come back
+  CHECK(cache.store().free_pages() == 0);
+}
+
+TEST_CASE("a refused step keeps the copies that were made before it was") {
+  std::mt19937 random(10);
+  window_in_pages cache(
+      paged_store<float>({4, layers, kv_heads, 8, channels}, {.page_size = 4, .pages = 3}),
+      {.size = 7});
+  cache.open(0);
+  cache.begin_prompt({.row = 0, .count = 2});
+  tensors(random, 2).forward(cache);
+  cache.end_step();
+  for (index_t const row : {1, 2, 3}) cache.fork(0, row);
+  CHECK(cache.store().free_pages() == 2);
+  CHECK_THROWS_AS(cache.begin_step(), std::length_error);  // three of the four need a copy
+  CHECK(cache.store().free_pages() == 0);
+  cache.close(1);  // one of those that have it
+  CHECK(cache.store().free_pages() == 1);
+  step(cache, random, 3);
+  for (index_t const row : {0, 2, 3}) CHECK(cache.kept(row) == std::vector<position_t>{0, 1, 2});
 }
 
 TEST_CASE("rejected tokens give their pages back") {

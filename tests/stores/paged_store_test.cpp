@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -209,6 +210,18 @@ TEST_CASE("numbers that make no store, and forks onto what is there, are refused
         std::string::npos);
   CHECK(refusal([&] { store(shape, {.page_size = 4, .pages = 2}); }).find("page_options.pages") !=
         std::string::npos);
+  constexpr index_t most = std::numeric_limits<index_t>::max();
+  CHECK(refusal([&] { store(shape, {.page_size = most}); }) ==
+        "adore: page_options.page_size = 2147483647: the slots of a row in whole pages must be "
+        "fewer than 2^31 - 1");
+  kv_shape const long_rows{.sequences = 1, .slots = most - 1, .channels = 1};
+  CHECK(refusal([&] { store(long_rows, {.page_size = 16}); }).find("page_options.page_size") !=
+        std::string::npos);
+  kv_shape const many{.sequences = 1 << 16, .slots = 1 << 16, .channels = 1};
+  CHECK(refusal([&] { store(many, {.page_size = 1}); }) ==
+        "adore: page_options.pages = 4294967296: must be fewer than 2^31 - 1");
+  CHECK(refusal([&] { store(shape, {.page_size = 4, .pages = most}); }).find("2^31 - 1") !=
+        std::string::npos);
   store pages(shape, {.page_size = 4, .pages = 3});
   put(pages, 0, {0, 1, 2, 3}, 0);
   put(pages, 1, {0}, 0);
@@ -216,6 +229,28 @@ TEST_CASE("numbers that make no store, and forks onto what is there, are refused
   CHECK_THROWS_AS(pages.reserve(1, -1, -1, slot_list{1, 4, 8}), std::length_error);
   CHECK(pages.free_pages() == 1);
   CHECK(drop(pages, 1, {0, 1}) == 4);  // slot 1 was not reserved by what failed
+}
+
+TEST_CASE("the books are as large as the scope asks, and serve one scope at a time") {
+  kv_shape const shape{.sequences = 2, .layers = 4, .kv_heads = 2, .slots = 8};
+  slot_list const slots{0, 1};
+  page_tables tables(shape, 4, 4);
+  std::size_t const empty = tables.allocated_bytes();
+  CHECK(empty == 2 * 4 * sizeof(index_t));  // a page number and a count for each page of a row
+  CHECK(tables.release(0, -1, -1, slots) == 0);
+  CHECK_FALSE(tables.holds(0, 3, 1, 7));
+  CHECK(tables.compacted(0, tables.compaction(0)).empty());
+  tables.reserve(0, -1, -1, slots);
+  CHECK(tables.allocated_bytes() - empty == 2 * 8);
+  CHECK_THROWS_AS(tables.reserve(0, 1, -1, slots), std::logic_error);
+  CHECK(tables.release(0, -1, -1, slots) == 4);
+  tables.reserve(0, 1, -1, slots);
+  CHECK(tables.allocated_bytes() - empty == 2 * 4 * 8);
+  CHECK(tables.release(0, 1, -1, slots) == 4);
+  tables.reserve(1, 3, 1, slots);
+  CHECK(tables.allocated_bytes() - empty == 2 * 4 * 2 * 8);
+  CHECK(tables.holds(1, 3, 1, 1));
+  CHECK_FALSE(tables.holds(1, 3, 0, 1));
 }
 
 TEST_CASE("random reservations, releases, forks and compactions leave what a literal model has") {

@@ -89,6 +89,53 @@ auto tensors(KeyLayout key_layout, ValueLayout value_layout) {
   };
 }
 
+// ------------------------------------------------------------------ an engine's own view
+
+/// Another type than `kv_view`: the last slot lies first.
+struct reversed_view {
+  using value_type = float;
+  static constexpr stride_t channel_stride = 1;
+  float* first;
+  index_t sequences, kv_heads, slots, channels;
+  float* operator()(index_t sequence, index_t kv_head, index_t slot) const {
+    return first + ((sequence * kv_heads + kv_head) * slots + (slots - 1 - slot)) * channels;
+  }
+};
+static_assert(adore::slot_addressed<reversed_view>);
+
+class reversed_store {
+ public:
+  static constexpr adore::scope finest_scope = adore::scope::kv_head;
+
+  explicit reversed_store(kv_shape const& shape)
+      : shape_(shape),
+        layer_(static_cast<std::size_t>(shape.sequences * shape.kv_heads * shape.slots *
+                                        shape.channels)),
+        keys_(layer_ * static_cast<std::size_t>(shape.layers)),
+        values_(keys_.size()) {}
+  kv_shape shape() const { return shape_; }
+  index_t capacity() const { return shape_.slots; }
+  index_t granule() const { return 1; }
+  index_t release(adore::released_positions const& tokens) {
+    return static_cast<index_t>(tokens.positions.size());
+  }
+  reversed_view keys(index_t layer) { return view(keys_, layer); }
+  reversed_view values(index_t layer) { return view(values_, layer); }
+
+ private:
+  reversed_view view(std::vector<float>& data, index_t layer) {
+    return {data.data() + layer_ * static_cast<std::size_t>(layer),
+            shape_.sequences,
+            shape_.kv_heads,
+            shape_.slots,
+            shape_.channels};
+  }
+
+  kv_shape shape_;
+  std::size_t layer_;  // elements
+  std::vector<float> keys_, values_;
+};
+
 // ------------------------------------------------------------------ a store that places itself
 
 enum class fault {
@@ -312,6 +359,10 @@ TEST_CASE("store contract: a plain view over one allocation of the engine keeps 
     }
     return adore::view_store(std::move(keys), std::move(values));
   });
+}
+
+TEST_CASE("store contract: a view of the engine's own, which is no kv_view, keeps it") {
+  check_store([](kv_shape const& shape) { return reversed_store(shape); });
 }
 
 TEST_CASE("store contract: cells that place tokens themselves keep it") {

@@ -5,6 +5,7 @@
 
 #include "adore/attention/key_storage.hpp"
 #include "adore/attention/prompt_attention.hpp"
+#include "adore/attention/prompt_lane.hpp"
 #include "adore/cache_options.hpp"
 #include "adore/concepts.hpp"
 #include "adore/eviction/ledger.hpp"
@@ -55,9 +56,9 @@ class prompt_stage {
     stage(v, staged.values);
     if constexpr (scores_keys<P>) {
       for (index_t head = 0; head < k.heads; ++head) {
-        prompt_lane& lane = lane_of(head);
+        prompt_lane<P>& lane = lane_of(head);
         for (index_t j = 0; j < count_; ++j) {
-          books_->policy().score_key(lane.slots(count_).state(j),
+          books_->policy().score_key(lane.slots().state(j),
                                      dot(k(j, head), k(j, head), k.channels, 1));
         }
       }
@@ -91,10 +92,10 @@ class prompt_stage {
     prompt_kv const kv{keys, staged.values, count_, kv_heads, channels};
     std::vector<float> weights(observes_attention<P> ? static_cast<std::size_t>(count_) : 0);
     for (index_t head = 0; head < kv_heads; ++head) {
-      prompt_lane& lane = lane_of(head);
+      prompt_lane<P>& lane = lane_of(head);
       prompt_attention(books_->policy(),
                        kv,
-                       lane.slots(count_),
+                       lane.slots(),
                        layer,
                        head,
                        token_view<float const>(turned),
@@ -109,11 +110,11 @@ class prompt_stage {
   /// Ends the prompt in the lanes of a layer (scope model: in the row's lane).
   template <class Store>
   void select(ledger<P>& books, key_storage<P>& storage, Store& store) {
-    for (prompt_lane& lane : lanes_) observe(lane);
+    for (prompt_lane<P>& lane : lanes_) observe(lane);
     if constexpr (divides_budget<P>) divide();
-    for (prompt_lane& lane : lanes_) {
+    for (prompt_lane<P>& lane : lanes_) {
       std::vector<victim> victims;
-      adore::select(books.policy(), lane.slots(count_), lane.view, rank_of(lane), victims);
+      adore::select(books.policy(), lane.slots(), lane.view, rank_of(lane), victims);
       for (victim const& gone : victims) books.log_release(lane.number, -1, gone.position);
       keep(books, lane, storage, store);
     }
@@ -128,22 +129,11 @@ class prompt_stage {
   struct staged_layer {
     std::vector<float> keys, values;  // [kv_head, token, channel], keys unturned
   };
-  struct prompt_lane {
-    index_t number = 0;
-    lane_view view{};
-    lane_state_of<P>* lane_state = nullptr;
-    std::vector<position_t> positions, rotary;  // [token]
-    std::vector<slot_state_of<P>> states;       // [token]
-    std::vector<float> weights;                 // [token]
-    lane_slots<P> slots(index_t count) {
-      return {count, positions.data(), rotary.data(), states.data(), lane_state};
-    }
-  };
 
   staged_layer& stage_of(index_t layer) {
     return staged_[books_->reach() == scope::model ? static_cast<std::size_t>(layer) : 0];
   }
-  prompt_lane& lane_of(index_t kv_head) {
+  prompt_lane<P>& lane_of(index_t kv_head) {
     return lanes_[books_->reach() == scope::kv_head ? static_cast<std::size_t>(kv_head) : 0];
   }
   std::size_t cell(index_t head, index_t token, index_t channels) const {
@@ -163,48 +153,14 @@ class prompt_stage {
 
   void begin_lanes(index_t layer) {
     lanes_.clear();
-    auto const n = static_cast<std::size_t>(count_);
     for (index_t head = 0; head < books_->lane_heads(); ++head) {
-      index_t const number = books_->lane(row_, layer, head);
-      prompt_lane lane{.number = number,
-                       .view = books_->view_of(number, count_ - 1),
-                       .lane_state = books_->slots_of(number).lane_state,
-                       .positions = {},
-                       .rotary = {},
-                       .states = std::vector<slot_state_of<P>>(n),
-                       .weights = std::vector<float>(n, 0.0F)};
-      lane.view.occupied = count_;
-      lane.view.ends_prompt = true;
-      if constexpr (budgets_prompt_lanes<P>) {
-        lane.view.budget = books_->policy().lane_prompt_budget(
-            books_->shape(), lane.view.layer, lane.view.kv_head, count_);
-      } else if constexpr (budgets_prompt<P>) {
-        lane.view.budget = books_->policy().prompt_budget();
-      }
-      *lane.lane_state = {};
-      for (index_t j = 0; j < count_; ++j) {
-        lane.positions.push_back(j);
-        lane.rotary.push_back(j);
-        if constexpr (reads_tokens<P>) {
-          auto const token = static_cast<std::size_t>(j);
-          books_->policy().hear(lane.states[token], *lane.lane_state, {j, j}, given_.tokens[token]);
-          if constexpr (numbers_tokens<P>) {
-            lane.rotary[token] = books_->policy().rotary_position(lane.states[token]);
-          }
-        }
-      }
-      if constexpr (scores_tokens<P>) {
-        give_scores(books_->policy(),
-                    lane.slots(count_),
-                    scores_of(given_, books_->shape(), layer, head, count_ - 1));
-      }
-      lanes_.push_back(std::move(lane));
+      lanes_.push_back(lane_before_attention(*books_, books_->lane(row_, layer, head), given_));
     }
   }
 
-  void observe(prompt_lane& lane) {
+  void observe(prompt_lane<P>& lane) {
     if constexpr (observes_attention<P>) {
-      lane_slots<P> const slots = lane.slots(count_);
+      lane_slots<P> const slots = lane.slots();
       for (index_t j = 0; j < count_; ++j) {
         books_->policy().observe(slots.state(j),
                                  slots.view(j),
@@ -214,18 +170,16 @@ class prompt_stage {
       }
     }
   }
-  lowest_slot rank_of(prompt_lane& lane) {
-    return rank(books_->policy(),
-                lane.slots(count_),
-                lane.view,
-                candidates_of(books_->policy(), lane.view));
+  lowest_slot rank_of(prompt_lane<P>& lane) {
+    return rank(
+        books_->policy(), lane.slots(), lane.view, candidates_of(books_->policy(), lane.view));
   }
   void divide() requires divides_budget<P> {
     candidate_range const range = candidates_of(books_->policy(), lanes_.front().view);
     index_t const count = std::max(range.last - range.first + 1, 0);
     std::vector<float> priorities;  // [kv_head, candidate]
-    for (prompt_lane& lane : lanes_) {
-      lane_slots<P> const slots = lane.slots(count_);
+    for (prompt_lane<P>& lane : lanes_) {
+      lane_slots<P> const slots = lane.slots();
       for (index_t j = range.first; j < range.first + count; ++j) {
         priorities.push_back(priority_of(
             books_->policy(), slots.view(j), lane.view, slots.state(j), *slots.lane_state));
@@ -245,7 +199,7 @@ class prompt_stage {
 
   /// Puts what is left of a lane into the slots 0, 1, ... of the store and the books.
   template <class Store>
-  void keep(ledger<P>& books, prompt_lane& lane, key_storage<P>& storage, Store& store) {
+  void keep(ledger<P>& books, prompt_lane<P>& lane, key_storage<P>& storage, Store& store) {
     std::vector<position_t> kept, rotary;
     std::vector<slot_state_of<P>> states;
     for (std::size_t j = 0; j < lane.positions.size(); ++j) {
@@ -261,7 +215,7 @@ class prompt_stage {
   }
   /// A token's K and V go from the staging area into a slot, in all layers and heads of the lane.
   template <class Store>
-  void put_in(prompt_lane const& lane,
+  void put_in(prompt_lane<P> const& lane,
               position_t token,
               index_t slot,
               key_storage<P>& storage,
@@ -283,8 +237,8 @@ class prompt_stage {
   ledger<P>* books_ = nullptr;
   index_t row_ = 0, count_ = 0;
   row_tokens given_{};
-  std::vector<staged_layer> staged_;  // one, or [layer] in scope model
-  std::vector<prompt_lane> lanes_;    // of the layer at hand
+  std::vector<staged_layer> staged_;   // one, or [layer] in scope model
+  std::vector<prompt_lane<P>> lanes_;  // of the layer at hand
 };
 
 }  // namespace adore

@@ -19,11 +19,9 @@ enum class compaction : std::uint8_t { slot_reuse, gather, matmul };
 namespace detail {
 
 /// rows[i] = K[order[i]]: O(kept x channels) moved.
-template <class T>
-void gather_rows(kv_view<T> view,
-                 index_t sequence,
-                 index_t kv_head,
-                 std::span<index_t const> order) {
+template <slot_addressed View>
+void gather_rows(View view, index_t sequence, index_t kv_head, std::span<index_t const> order) {
+  using T = typename View::value_type;
   auto const channels = static_cast<std::size_t>(view.channels);
   std::vector<T> rows(order.size() * channels);
   auto row = rows.begin();
@@ -39,11 +37,9 @@ void gather_rows(kv_view<T> view,
 }
 
 /// K' = S K with S[i][order[i]] = 1 and zeros elsewhere: O(kept x slots x channels) multiplied.
-template <class T>
-void multiply_rows(kv_view<T> view,
-                   index_t sequence,
-                   index_t kv_head,
-                   std::span<index_t const> order) {
+template <slot_addressed View>
+void multiply_rows(View view, index_t sequence, index_t kv_head, std::span<index_t const> order) {
+  using T = typename View::value_type;
   auto const channels = static_cast<std::size_t>(view.channels);
   auto const slots = static_cast<std::size_t>(view.slots);
   std::vector<float> selection(order.size() * slots, 0.0F);  // [kept, slot]
@@ -78,12 +74,9 @@ void multiply_rows(kv_view<T> view,
 ///         product is exact for finite numbers; an infinity or NaN anywhere in the lane spreads,
 ///         and -0 becomes +0.
 /// @param order  slots of the kept tokens in ascending position
-template <class T>
-void compact(compaction kind,
-             kv_view<T> view,
-             index_t sequence,
-             index_t kv_head,
-             std::span<index_t const> order) {
+template <slot_addressed View>
+void compact(
+    compaction kind, View view, index_t sequence, index_t kv_head, std::span<index_t const> order) {
   if (kind == compaction::gather) detail::gather_rows(view, sequence, kv_head, order);
   if (kind == compaction::matmul) detail::multiply_rows(view, sequence, kv_head, order);
 }

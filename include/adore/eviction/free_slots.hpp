@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -24,12 +25,16 @@ class free_slots {
     index_t const n = std::min(most, count(lane));
     return {stack(lane) + 1 + count(lane) - n, static_cast<std::size_t>(n)};
   }
-  /// Slots for which `preferred(slot)` holds are used first; the order is otherwise as before.
+  /// Slots for which `preferred(slot)` holds are used first, and of these and of the others the
+  /// lowest, so that slots that are used one after the other lie together.
   template <class Preferred>
   void prefer(index_t lane, Preferred&& preferred) {
     index_t* const first = stack(lane) + 1;
-    std::stable_partition(
-        first, first + count(lane), [&](index_t slot) { return !preferred(slot); });
+    index_t* const end = first + count(lane);
+    index_t* const chosen =
+        std::partition(first, end, [&](index_t slot) { return !preferred(slot); });
+    std::sort(first, chosen, std::greater<>{});
+    std::sort(chosen, end, std::greater<>{});
   }
   /// @pre the slot is not in the stack
   void push(index_t lane, index_t slot) noexcept {

@@ -116,7 +116,7 @@ class ledger {
   std::span<index_t const> next_slots(index_t lane, index_t count) const noexcept {
     return free_.next(lane, count);
   }
-  /// Free slots for which `preferred(slot)` holds are given first.
+  /// Free slots for which `preferred(slot)` holds are given first, the lowest before the others.
   template <class Preferred>
   void prefer_slots(index_t lane, Preferred&& preferred) {
     free_.prefer(lane, preferred);
@@ -360,20 +360,28 @@ class ledger {
   /// Fills an empty lane with what a prompt's selection kept.
   ///
   /// @param kept  ascending positions; they go to the slots 0, 1, ...
+  /// @throws std::length_error, with nothing changed, if they are more than the lane has slots
   void adopt(index_t lane,
              std::span<position_t const> kept,
              std::span<position_t const> rotary,
              std::span<slot_state const> states) {
     lane_record& record = at(lanes_, lane);
     assert(record.occupied == 0);
-    lane_slots<P> const slots = slots_of(lane);
+    if (kept.size() > static_cast<std::size_t>(slots())) refuse_prompt(kept.size(), slots());
+    lane_slots<P> const here = slots_of(lane);
     for (std::size_t i = 0; i < kept.size(); ++i) {
-      slots.positions[i] = kept[i];
-      slots.rotary[i] = rotary[i];
-      slots.state(static_cast<index_t>(i)) = states[i];
+      here.positions[i] = kept[i];
+      here.rotary[i] = rotary[i];
+      here.state(static_cast<index_t>(i)) = states[i];
     }
     record.occupied = static_cast<index_t>(kept.size());
     refill_free(lane);
+  }
+  /// What `adopt` says, for those who can tell before.
+  [[noreturn]] static void refuse_prompt(std::size_t stay, index_t slots) {
+    throw std::length_error("adore: begin_prompt: " + std::to_string(stay) +
+                            " tokens of the prompt stay; a lane has " + std::to_string(slots) +
+                            " slots");
   }
   /// Sets a budget without looking at what is in the lane.
   void assign_budget(index_t lane, index_t budget) {

@@ -38,14 +38,21 @@ struct row_measure {
 /// @throws std::invalid_argument if the snapshot does not fit, or contradicts itself
 inline void require_sound(row_snapshot const& saved, row_measure const& books) {
   std::size_t const cells = books.lanes * books.slots;
+  std::size_t const saved_slots = saved.positions.size() / std::max(books.lanes, std::size_t{1});
+  if (saved.reach == books.reach && saved.budgets.size() == books.lanes &&
+      saved.positions.size() == books.lanes * saved_slots && saved_slots != books.slots) {
+    throw std::invalid_argument("adore: restore: the snapshot has " + std::to_string(saved_slots) +
+                                " slots per lane, and this cache has " +
+                                std::to_string(books.slots));
+  }
   bool const fits = saved.reach == books.reach && saved.budgets.size() == books.lanes &&
                     saved.positions.size() == cells && saved.rotary.size() == cells &&
                     saved.slot_states.size() == cells * books.bytes_per_slot_state &&
                     saved.lane_states.size() == books.lanes * books.bytes_per_lane_state;
   if (!fits) {
     throw std::invalid_argument(
-        "adore: restore: the snapshot is of a cache with another scope, number of lanes or slots, "
-        "or policy");
+        "adore: restore: the snapshot is of a cache with another scope, number of lanes, or "
+        "policy");
   }
   for (std::size_t lane = 0; lane < books.lanes; ++lane) {
     auto const begin = saved.positions.begin() + static_cast<std::ptrdiff_t>(lane * books.slots);

@@ -91,8 +91,8 @@ void carry_out(Store& store, ledger<P>& books, slot_order& order, compaction kin
 }
 
 /// Copies all slots of one row to another, in one layer's K or V.
-template <class T>
-void copy_row(kv_view<T> view, index_t from, index_t to) {
+template <slot_addressed View>
+void copy_row(View view, index_t from, index_t to) {
   for (index_t head = 0; head < view.kv_heads; ++head) {
     for (index_t slot = 0; slot < view.slots; ++slot) {
       for (index_t c = 0; c < view.channels; ++c) {

@@ -24,18 +24,9 @@ struct page_copy {
   index_t from, to;
 };
 
-/// The rows' page numbers in the form of FlashInfer's `paged_kv_t` (include/flashinfer/page.cuh,
-/// commit fb28d72): what a device needs to find the same pages.
-struct page_lists {
-  std::span<index_t const> indices;  ///< [indptr[rows]] page numbers, row after row
-  std::span<index_t const> indptr;   ///< [rows + 1] where a row's numbers begin
-  /// [row] slots in use in its last page, holes before the last token included: 1..page_size, 0 if
-  /// the row has no page
-  std::span<index_t const> last_page_len;
-};
-
 /// Slot s of a row lies in its page number s / page_size. Lanes are named as in
-/// `released_positions`, by the scope of the one cache that the store serves.
+/// `released_positions`, by the scope of the one cache that the store serves; it is known, and the
+/// books get their size, when the first slots are reserved.
 class page_tables {
  public:
   /// @param shape  slots must be a multiple of page_size
@@ -43,17 +34,35 @@ class page_tables {
       : shape_(shape),
         page_size_(page_size),
         pool_(pages),
-        table_(size(shape.sequences * row_pages()), no_page),
+        table_(size(shape.sequences) * size(row_pages()), no_page),
         tokens_(table_.size(), 0),
-        held_(size(shape.sequences * shape.layers * shape.kv_heads) * size(shape.slots), 0),
         wanted_(size(row_pages()), 0) {}
 
   page_pool const& pool() const noexcept { return pool_; }
   /// [row, page of the row]: a page, or `no_page`.
   index_t const* data() const noexcept { return table_.data(); }
+  index_t page_size() const noexcept { return page_size_; }
+  index_t rows() const noexcept { return shape_.sequences; }
+  /// Pages of a row of which all slots are in use.
+  index_t row_pages() const noexcept { return shape_.slots / page_size_; }
+  /// The number-th page of a row, or `no_page`.
+  index_t page(index_t row, index_t number) const noexcept { return table_[entry(row, number)]; }
   /// Does a lane hold a token in this slot?
   bool holds(index_t row, index_t layer, index_t kv_head, index_t slot) const noexcept {
-    return held_[first_cell(row, layer, kv_head) + size(slot)] != 0;
+    return !held_.empty() && held_[first_cell(row, layer, kv_head) + size(slot)] != 0;
+  }
+  /// Slots in use in the number-th page of a row, holes before the last token included.
+  index_t slots_in_use(index_t row, index_t number) const noexcept {
+    index_t in_use = 0;
+    for_lanes([&](index_t layer, index_t kv_head) {
+      for (index_t i = page_size_; i > in_use; --i) {
+        if (holds(row, layer, kv_head, number * page_size_ + i - 1)) in_use = i;
+      }
+    });
+    return in_use;
+  }
+  std::size_t allocated_bytes() const noexcept {
+    return sizeof(index_t) * (table_.size() + tokens_.size()) + held_.size();
   }
 
   /// Does the slot lie in a page that only this row holds?
@@ -63,15 +72,14 @@ class page_tables {
   ///
   /// @return copies to make before the slots are written, valid until the next call
   /// @throws std::length_error, with nothing changed, if there are too few free pages
+  /// @throws std::logic_error if lanes of another scope hold tokens
   std::span<page_copy const> reserve(index_t row,
                                      index_t layer,
                                      index_t kv_head,
                                      std::span<index_t const> slots) {
-    forget_wanted();
-    for (index_t const slot : slots) want(row, slot / page_size_);
-    require_pages(row);
+    require_pages(row, count_wanted(row, slots));
     copies_.clear();
-    reach_ = layer < 0 ? scope::model : kv_head < 0 ? scope::layer : scope::kv_head;
+    serve(layer < 0 ? scope::model : kv_head < 0 ? scope::layer : scope::kv_head);
     std::uint8_t* const lane = held_.data() + first_cell(row, layer, kv_head);
     for (index_t const slot : slots) {
       own(row, slot / page_size_);
@@ -86,6 +94,7 @@ class page_tables {
   /// @return slots in the pages that this made free
   index_t release(index_t row, index_t layer, index_t kv_head, std::span<index_t const> slots) {
     index_t freed = 0;
+    if (held_.empty()) return freed;
     std::uint8_t* const lane = held_.data() + first_cell(row, layer, kv_head);
     for (index_t const slot : slots) {
       if (lane[slot] == 0) continue;
@@ -102,14 +111,14 @@ class page_tables {
   /// @throws std::logic_error if `to` holds pages
   void fork(index_t from, index_t to) {
     for (index_t number = 0; number < row_pages(); ++number) {
-      if (table_[entry(to, number)] == no_page) continue;
+      if (page(to, number) == no_page) continue;
       throw std::logic_error("adore: paged store: fork: row " + std::to_string(to) +
                              " holds pages; release its tokens first");
     }
     for (index_t number = 0; number < row_pages(); ++number) {
-      index_t const page = table_[entry(from, number)];
-      if (page != no_page) pool_.share(page);
-      table_[entry(to, number)] = page;
+      index_t const shared = page(from, number);
+      if (shared != no_page) pool_.share(shared);
+      table_[entry(to, number)] = shared;
       tokens_[entry(to, number)] = tokens_[entry(from, number)];
     }
     std::size_t const cells = held_.size() / size(shape_.sequences);
@@ -121,6 +130,7 @@ class page_tables {
   /// nothing.
   std::vector<moved_lane> compaction(index_t row) const {
     std::vector<moved_lane> lanes;
+    if (held_.empty()) return lanes;
     for_lanes([&](index_t layer, index_t kv_head) {
       moved_lane lane{row, layer, kv_head, std::vector<index_t>(size(shape_.slots), -1)};
       index_t to = -1;
@@ -165,49 +175,47 @@ class page_tables {
     return moved;
   }
 
-  /// The pages of all rows up to each row's last token; `no_page` stands where a row has none in
-  /// between. Valid until the next call.
-  page_lists lists() {
-    indices_.clear();
-    indptr_.assign(1, 0);
-    last_page_len_.clear();
-    for (index_t row = 0; row < shape_.sequences; ++row) {
-      index_t count = row_pages();
-      while (count > 0 && table_[entry(row, count - 1)] == no_page) --count;
-      for (index_t n = 0; n < count; ++n) indices_.push_back(table_[entry(row, n)]);
-      indptr_.push_back(static_cast<index_t>(indices_.size()));
-      last_page_len_.push_back(count == 0 ? 0 : slots_in_use(row, count - 1));
-    }
-    return {indices_, indptr_, last_page_len_};
-  }
-
  private:
   static constexpr std::size_t size(index_t count) noexcept {
     return static_cast<std::size_t>(count);
   }
-  index_t row_pages() const noexcept { return shape_.slots / page_size_; }
   /// The number-th page of a row, in `table_` and `tokens_`.
   std::size_t entry(index_t row, index_t number) const noexcept {
-    return size(row * row_pages() + number);
+    return size(row) * size(row_pages()) + size(number);
   }
+  index_t lane_layers() const noexcept { return reach_ == scope::model ? 1 : shape_.layers; }
+  index_t lane_heads() const noexcept { return reach_ == scope::kv_head ? shape_.kv_heads : 1; }
+  /// Where a lane begins in `held_`.
   std::size_t first_cell(index_t row, index_t layer, index_t kv_head) const noexcept {
-    index_t const l = std::max(layer, 0);
-    index_t const h = std::max(kv_head, 0);
-    return size((row * shape_.layers + l) * shape_.kv_heads + h) * size(shape_.slots);
+    index_t const l = reach_ == scope::model ? 0 : std::max(layer, 0);
+    index_t const h = reach_ == scope::kv_head ? std::max(kv_head, 0) : 0;
+    return ((size(row) * size(lane_layers()) + size(l)) * size(lane_heads()) + size(h)) *
+           size(shape_.slots);
+  }
+  /// Lanes are of this scope from now on.
+  void serve(scope reach) {
+    if (reach == reach_ && !held_.empty()) return;
+    if (pool_.free() < pool_.size()) {
+      throw std::logic_error(std::string("adore: paged store: tokens are held in lanes of scope ") +
+                             word_of(reach_) + ", and scope " + word_of(reach) + " is asked for");
+    }
+    reach_ = reach;
+    held_.assign(
+        size(shape_.sequences) * size(lane_layers()) * size(lane_heads()) * size(shape_.slots), 0);
   }
   /// Calls action(layer, kv_head) for each lane of a row.
   template <class Action>
   void for_lanes(Action&& action) const {
-    for (index_t layer = 0; layer < (reach_ == scope::model ? 1 : shape_.layers); ++layer) {
-      for (index_t head = 0; head < (reach_ == scope::kv_head ? shape_.kv_heads : 1); ++head) {
+    for (index_t layer = 0; layer < lane_layers(); ++layer) {
+      for (index_t head = 0; head < lane_heads(); ++head) {
         action(reach_ == scope::model ? -1 : layer, reach_ == scope::kv_head ? head : -1);
       }
     }
   }
 
   bool owns_page(index_t row, index_t number) const noexcept {
-    index_t const page = table_[entry(row, number)];
-    return page != no_page && pool_.holders(page) == 1;
+    index_t const there = page(row, number);
+    return there != no_page && pool_.holders(there) == 1;
   }
   /// Gives a row's empty pages back and moves the others to its first numbers.
   ///
@@ -216,56 +224,49 @@ class page_tables {
     std::vector<index_t> number(size(row_pages()), -1);
     index_t next = 0;
     for (index_t old = 0; old < row_pages(); ++old) {
-      index_t const page = std::exchange(table_[entry(row, old)], no_page);
+      index_t const here = std::exchange(table_[entry(row, old)], no_page);
       index_t const tokens = std::exchange(tokens_[entry(row, old)], 0);
-      if (page == no_page) continue;
+      if (here == no_page) continue;
       if (tokens == 0) {
-        pool_.drop(page);
+        pool_.drop(here);
         continue;
       }
-      table_[entry(row, next)] = page;
+      table_[entry(row, next)] = here;
       tokens_[entry(row, next)] = tokens;
       number[size(old)] = next++;
     }
     return number;
   }
 
-  void forget_wanted() noexcept {
-    std::fill(wanted_.begin(), wanted_.end(), std::uint8_t{0});
-    wanted_count_ = 0;
+  /// How many pages it takes from the pool that the row writes into these slots.
+  index_t count_wanted(index_t row, std::span<index_t const> slots) noexcept {
+    index_t count = 0;
+    for (index_t const slot : slots) {
+      index_t const number = slot / page_size_;
+      if (wanted_[size(number)] != 0 || owns_page(row, number)) continue;
+      wanted_[size(number)] = 1;
+      ++count;
+    }
+    for (index_t const slot : slots) wanted_[size(slot / page_size_)] = 0;
+    return count;
   }
-  /// The row is going to write into its number-th page: counts it if that takes one from the pool.
-  void want(index_t row, index_t number) noexcept {
-    if (wanted_[size(number)] != 0 || owns_page(row, number)) return;
-    wanted_[size(number)] = 1;
-    ++wanted_count_;
-  }
-  void require_pages(index_t row) const {
-    if (wanted_count_ <= pool_.free()) return;
+  void require_pages(index_t row, index_t wanted) const {
+    if (wanted <= pool_.free()) return;
     throw std::length_error("adore: paged store: row " + std::to_string(row) + " needs " +
-                            std::to_string(wanted_count_) + " more pages and " +
+                            std::to_string(wanted) + " more pages and " +
                             std::to_string(pool_.free()) + " of " + std::to_string(pool_.size()) +
                             " are free; close a row, or give the store more pages");
   }
   /// Gives the row a number-th page that nobody else holds.
   void own(index_t row, index_t number) {
     if (owns_page(row, number)) return;
-    index_t& page = table_[entry(row, number)];
+    index_t& here = table_[entry(row, number)];
     index_t const fresh = pool_.take();
-    if (page != no_page) {
-      copies_.push_back({page, fresh});
-      pool_.drop(page);
+    if (here != no_page) {
+      copies_.push_back({here, fresh});
+      pool_.drop(here);
     }
-    page = fresh;
-  }
-  index_t slots_in_use(index_t row, index_t number) const noexcept {
-    index_t in_use = 0;
-    for_lanes([&](index_t layer, index_t kv_head) {
-      for (index_t i = page_size_; i > in_use; --i) {
-        if (holds(row, layer, kv_head, number * page_size_ + i - 1)) in_use = i;
-      }
-    });
-    return in_use;
+    here = fresh;
   }
 
   kv_shape shape_;
@@ -273,13 +274,11 @@ class page_tables {
   page_pool pool_;
   std::vector<index_t> table_;      // [row, page of the row]
   std::vector<index_t> tokens_;     // [row, page of the row]: tokens in it, of all lanes of the row
-  std::vector<std::uint8_t> held_;  // [row, layer, kv_head, slot], the first of what a lane spans
   scope reach_ = scope::model;      // of the lanes that it has been told of
-  std::vector<index_t> indices_, indptr_, last_page_len_;
+  std::vector<std::uint8_t> held_;  // [row, layer, kv_head, slot] as far as the scope has them
   // scratch
   std::vector<page_copy> copies_;
-  std::vector<std::uint8_t> wanted_;  // [page of the row]
-  index_t wanted_count_ = 0;
+  std::vector<std::uint8_t> wanted_;  // [page of the row], zeros between calls
 };
 
 }  // namespace adore

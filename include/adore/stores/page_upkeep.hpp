@@ -5,6 +5,7 @@
 
 #include "adore/cache_options.hpp"
 #include "adore/eviction/ledger.hpp"
+#include "adore/eviction/prompt_budget.hpp"
 #include "adore/stores/carry_out.hpp"
 #include "adore/stores/store_concepts.hpp"
 #include "adore/types.hpp"
@@ -49,24 +50,39 @@ void release_unused(Store& store, ledger<P> const& books, index_t row) {
   });
 }
 
-/// Before the books give slots to a step's tokens: the slots that they are going to give. Holes in
-/// the row's own pages come first, so that tokens that come together lie together and a page is
-/// filled before another one is taken.
+/// Before the books give slots to a step's tokens: the slots that they are going to give. If these
+/// are not all in the row's own pages, holes in those come first, then the lowest slots, so that
+/// tokens that come together lie together and a page is filled before another one is taken.
 ///
 /// @param guests  released tokens that may come back into each lane; those that are there may be
 ///                written again
-/// @throws what the store throws if there is no room, with nothing reserved
+/// @throws what the store throws if there is no room. Nothing is reserved then, but copies of
+///         shared pages that were made for lanes before stay with their row: they hold its tokens,
+///         and who shared the original may be alone with it by now
+/// Cost:   O(new tokens) per lane as long as its own pages have room, otherwise O(slots log slots);
+///         O(slots) besides if guests may come
 template <paging_store Store, eviction_policy P>
 void reserve_step(Store& store,
                   ledger<P>& books,
                   std::span<row_tokens const> rows,
                   index_t guests) {
+  // a page of one token of one lane is never half full
+  bool const has_holes = store.granule() > 1 || books.lanes_per_row() > 1;
   try {
     for (row_tokens const& row : rows) {
       books.for_lanes(row.row, [&](index_t lane) {
-        books.prefer_slots(lane, [&](index_t slot) { return store.owns(row.row, slot); });
-        reserve_in(store, books, lane, books.next_slots(lane, row.count + guests));
-        if (guests > 0) reserve_in(store, books, lane, slots_where(books, lane, is_guest));
+        auto const here = guests > 0 ? slots_where(books, lane, is_guest) : std::vector<index_t>{};
+        index_t const released = books.next_position(row.row) - books.occupied(lane);
+        index_t const come =
+            std::max(std::min(guests, released) - static_cast<index_t>(here.size()), 0);
+        auto const owned = [&](index_t slot) { return store.owns(row.row, slot); };
+        // follows the new order
+        auto const next = books.next_slots(lane, row.count + come);
+        if (has_holes && !std::all_of(next.begin(), next.end(), owned)) {
+          books.prefer_slots(lane, owned);
+        }
+        reserve_in(store, books, lane, next);
+        if (!here.empty()) reserve_in(store, books, lane, here);
       });
     }
   } catch (...) {
@@ -75,17 +91,20 @@ void reserve_step(Store& store,
   }
 }
 
-/// Before a dense prompt: the first slots of each lane, into which what is kept of it goes, and the
-/// last one, through which released tokens pass into a tier.
+/// Before a dense prompt: as many first slots of each lane as it may keep tokens, and the last one,
+/// through which released tokens pass into a tier.
 ///
 /// @throws what the store throws if there is no room, with nothing reserved
 template <paging_store Store, eviction_policy P>
 void reserve_prompt(Store& store, ledger<P> const& books, row_tokens const& whole, bool to_tier) {
-  std::vector<index_t> slots(static_cast<std::size_t>(std::min(whole.count, books.slots())));
-  std::iota(slots.begin(), slots.end(), 0);
-  if (to_tier) slots.push_back(books.slots() - 1);
   try {
-    books.for_lanes(whole.row, [&](index_t lane) { reserve_in(store, books, lane, slots); });
+    books.for_lanes(whole.row, [&](index_t lane) {
+      index_t const most = std::min(most_of_prompt(books, lane, whole.count), books.slots());
+      std::vector<index_t> slots(static_cast<std::size_t>(most));
+      std::iota(slots.begin(), slots.end(), 0);
+      if (to_tier) slots.push_back(books.slots() - 1);
+      reserve_in(store, books, lane, slots);
+    });
   } catch (...) {
     release_unused(store, books, whole.row);
     throw;

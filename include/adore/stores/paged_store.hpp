@@ -4,6 +4,7 @@
 #pragma once
 
 #include "adore/invalid_field.hpp"
+#include "adore/stores/page_lists.hpp"
 #include "adore/stores/page_tables.hpp"
 #include "adore/stores/page_view.hpp"
 #include "adore/stores/store_concepts.hpp"
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -46,18 +48,18 @@ class paged_store {
   using value_type = T;
   static constexpr scope finest_scope = scope::kv_head;
 
-  /// @param shape  slots are rounded up to whole pages
-  /// @throws std::invalid_argument naming the field, if a page has no slot, or the pages are too
-  /// few
-  ///         for one full row
+  /// @param shape  slots are rounded up to whole pages: a snapshot of a cache on a store that does
+  ///               not round does not fit, unless its slots are a multiple of the page size
+  /// @throws std::invalid_argument naming the field, if a page has no slot, the pages are too few
+  ///         for one full row, or their numbers are no `index_t`
   explicit paged_store(kv_shape const& shape, page_options const& how = {})
-      : page_size_(checked_size(how)),
+      : page_size_(checked_size(how, shape)),
         shape_(in_pages(shape, page_size_)),
         tables_(shape_, page_size_, checked_pages(how, shape_)),
         page_elements_(static_cast<std::size_t>(shape.kv_heads) *
                        static_cast<std::size_t>(page_size_) *
                        static_cast<std::size_t>(shape.channels)),
-        layer_elements_(page_elements_ * static_cast<std::size_t>(pages() + 1)),
+        layer_elements_(page_elements_ * (static_cast<std::size_t>(pages()) + 1)),
         keys_(layer_elements_ * static_cast<std::size_t>(shape.layers)),
         values_(keys_.size()) {}
 
@@ -70,10 +72,12 @@ class paged_store {
   std::size_t allocated_bytes() const noexcept { return 2 * keys_.size() * sizeof(T); }
 
   /// [page, kv_head, slot in page, channel], `pages() + 1` pages; the view is valid until the store
-  /// is copied or moved.
+  /// is copied or moved. What is written to a slot that has not been reserved goes to page 0, which
+  /// nobody holds, and is lost without a word.
   page_view<T> keys(index_t layer) noexcept { return view(keys_, layer); }
   page_view<T> values(index_t layer) noexcept { return view(values_, layer); }
-  page_lists lists() { return tables_.lists(); }
+  /// Read the warnings at `page_lists` first.
+  page_lists lists() { return lister_.list(tables_); }
 
   /// @throws std::length_error, with nothing changed, if there are too few free pages
   void reserve(index_t row, index_t layer, index_t kv_head, std::span<index_t const> slots) {
@@ -102,8 +106,8 @@ class paged_store {
 
   /// Moves the tokens of each lane of a row together and gives the emptied pages back. In place and
   /// in ascending order: a token goes to a lower slot, whose own token has gone before. Pages that
-  /// another row holds stay as they are, so that this takes no page and cannot fail. Then the row's
-  /// pages are numbered from 0 on: without shared pages, tokens lie in the slots 0, 1, ...
+  /// another row holds stay as they are, so that this needs no free page. Then the row's pages are
+  /// numbered from 0 on: without shared pages, tokens lie in the slots 0, 1, ...
   ///
   /// @return the lanes in which a token has another slot; `kv_cache::compact` tells them to the
   /// books
@@ -114,13 +118,23 @@ class paged_store {
   }
 
  private:
-  static index_t checked_size(page_options const& how) {
+  /// One number more must be there: of a page 0, and of a lane's slots.
+  static constexpr std::size_t most = std::numeric_limits<index_t>::max() - 1;
+
+  static index_t checked_size(page_options const& how, kv_shape const& shape) {
     require_field(
         how.page_size >= 1, "page_options.page_size", how.page_size, "must be at least 1");
+    auto const size = static_cast<std::size_t>(how.page_size);
+    require_field((static_cast<std::size_t>(shape.slots) + size - 1) / size * size <= most,
+                  "page_options.page_size",
+                  how.page_size,
+                  "the slots of a row in whole pages must be fewer than 2^31 - 1");
     return how.page_size;
   }
   static kv_shape in_pages(kv_shape shape, index_t page_size) {
-    shape.slots = (shape.slots + page_size - 1) / page_size * page_size;
+    auto const size = static_cast<std::size_t>(page_size);
+    shape.slots =
+        static_cast<index_t>((static_cast<std::size_t>(shape.slots) + size - 1) / size * size);
     return shape;
   }
   static index_t checked_pages(page_options const& how, kv_shape const& shape) {
@@ -129,7 +143,11 @@ class paged_store {
                   "page_options.pages",
                   how.pages,
                   "must be 0 or enough for the slots of one row");
-    return how.pages == 0 ? shape.sequences * of_row : how.pages;
+    std::size_t const pages = how.pages > 0 ? static_cast<std::size_t>(how.pages)
+                                            : static_cast<std::size_t>(shape.sequences) *
+                                                  static_cast<std::size_t>(of_row);
+    require_field(pages <= most, "page_options.pages", pages, "must be fewer than 2^31 - 1");
+    return static_cast<index_t>(pages);
   }
   page_view<T> view(std::vector<T>& data, index_t layer) noexcept {
     return {data.data() + layer_elements_ * static_cast<std::size_t>(layer),
@@ -162,6 +180,7 @@ class paged_store {
   index_t page_size_;
   kv_shape shape_;
   page_tables tables_;
+  page_lister lister_;
   std::size_t page_elements_, layer_elements_;
   std::vector<T> keys_, values_;  // [layer, page, kv_head, slot in page, channel]
 };

@@ -9,7 +9,6 @@
 #include "adore/types.hpp"
 
 #include <cstddef>
-#include <type_traits>
 #include <utility>
 
 namespace adore {
@@ -24,7 +23,7 @@ class restore_stage {
 /// A token is in the tier as it lies in the store: per layer the K of all heads, then the V.
 template <slot_store Store>
 class restore_stage<Store> {
-  using element = std::remove_pointer_t<decltype(kv_view_of(std::declval<Store&>().keys(0)).data)>;
+  using element = typename decltype(kv_view_of(std::declval<Store&>().keys(0)))::value_type;
 
  public:
   explicit restore_stage(Store& store) : shape_(store.shape()) {}

@@ -57,8 +57,10 @@ concept forking_store = kv_store<S> && requires(S& store, index_t row) {
 /// `reserve` names slots of one lane (`layer` and `kv_head` as in `released_positions`) that are
 /// about to be written. Afterwards each has memory that no other row sees: one whose memory is
 /// shared after a `fork` gets a copy. It throws std::length_error, with nothing changed, if there
-/// are too few free pages. Slots may be reserved twice, and released without having been reserved.
-/// Free slots that a row `owns` are given to new tokens first.
+/// are too few free pages. A step reserves lane by lane: if a later lane has no room, the step does
+/// not begin and what was reserved is released, but copies that were made by then stay. Slots may
+/// be reserved twice, and released without having been reserved. Free slots that a row `owns` are
+/// given to new tokens first. `fork` onto a row that holds pages throws.
 template <class S>
 concept paging_store = slot_store<S> && forking_store<S> &&
     requires(S& store, S const& same, index_t i, std::span<index_t const> slots) {
@@ -143,6 +145,14 @@ struct checked_store {
       "adore: a store with 'reserve' is paged and needs 'void fork(index_t from, index_t to)', "
       "'bool owns(index_t row, index_t slot) const' and 'index_t free_pages() const' besides "
       "'keys' and 'values'");
+  // without it the cache would never call a `reserve` of another spelling
+  static_assert(
+      !(
+          requires(S const& s) { s.free_pages(); } || requires(S const& s) { s.owns(0, 0); }) ||
+          paging_store<S>,
+      "adore: a store with 'free_pages' or 'owns' is paged and needs 'void reserve(index_t row, "
+      "index_t layer, index_t kv_head, std::span<index_t const> slots)' and 'void fork(index_t "
+      "from, index_t to)', both 'owns(row, slot)' and 'free_pages()', 'keys' and 'values'");
   using type = S;
 };
 

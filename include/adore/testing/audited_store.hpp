@@ -56,8 +56,12 @@ class audited_store {
     index_t before = 0;
     if constexpr (paging_store<Store>) before = store_.free_pages();
     index_t const freed = store_.release(tokens);
+    bool const slots_alone = told == 0 && !tokens.slots.empty();
     std::string const what =
-        "release of " + text(told) + " tokens says that " + text(freed) + " came free";
+        "release of " +
+        (slots_alone ? text(static_cast<index_t>(tokens.slots.size())) + " slots"
+                     : text(told) + " tokens") +
+        " says that " + text(freed) + " came free";
     require(freed >= 0, what);
     if constexpr (paging_store<Store>) {
       index_t const pages = store_.free_pages() - before;

@@ -8,78 +8,18 @@
 #include "adore/policies/keep_all.hpp"
 #include "adore/stores/store_concepts.hpp"
 #include "adore/testing/audited_store.hpp"
+#include "adore/testing/page_probe.hpp"
 #include "adore/types.hpp"
 
+#include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-namespace adore::testing {
-namespace detail {
-
-/// A store in pages under the hands of somebody who numbers what he writes. Lanes are of scope
-/// model.
-template <paging_store Store>
-class page_probe {
- public:
-  explicit page_probe(Store store) : store_(std::move(store)) {}
-
-  audited_store<Store>& store() noexcept { return store_; }
-  index_t granule() const { return store_.granule(); }
-  index_t free_pages() const { return store_.free_pages(); }
-
-  void reserve(index_t row, std::vector<index_t> const& slots) {
-    store_.reserve(row, -1, -1, slots);
-  }
-  index_t release(index_t row, std::vector<index_t> const& slots) {
-    return store_.release({row, -1, -1, {}, slots});
-  }
-  /// Slots of a block, from its first on.
-  std::vector<index_t> block(index_t number, index_t count) const {
-    std::vector<index_t> slots;
-    for (index_t i = 0; i < count; ++i) slots.push_back(number * granule() + i);
-    return slots;
-  }
-  void write(index_t row, std::vector<index_t> const& slots, index_t salt) {
-    for (index_t const slot : slots) {
-      for_cells(row, slot, salt, [](auto& cell, auto number) { cell = number; });
-    }
-  }
-  /// Are K and V there as they were written, in all layers and heads?
-  bool reads(index_t row, std::vector<index_t> const& slots, index_t salt) {
-    bool same = true;
-    for (index_t const slot : slots) {
-      for_cells(row, slot, salt, [&](auto const& cell, auto number) {
-        same = same && static_cast<float>(cell) == static_cast<float>(number);
-      });
-    }
-    return same;
-  }
-
- private:
-  /// action(element&, the number that belongs there): small, for element types of few bits.
-  template <class Action>
-  void for_cells(index_t row, index_t slot, index_t salt, Action&& action) {
-    for (index_t layer = 0; layer < store_.shape().layers; ++layer) {
-      index_t which = 0;
-      for (auto const view : {kv_view_of(store_.keys(layer)), kv_view_of(store_.values(layer))}) {
-        for (index_t head = 0; head < view.kv_heads; ++head) {
-          for (index_t c = 0; c < view.channels; ++c) {
-            using number = std::remove_cvref_t<decltype(*view(row, head, slot))>;
-            index_t const value = (slot * 5 + layer * 3 + head * 2 + c + which + salt * 7) % 16 + 1;
-            action(view(row, head, slot)[c * view.channel_stride],
-                   static_cast<number>(static_cast<float>(value)));
-          }
-        }
-        which = 8;
-      }
-    }
-  }
-
-  audited_store<Store> store_;
-};
+namespace adore::testing::detail {
 
 /// A page is taken by the first slot of a block and given back with the last one.
 template <class Store>
@@ -107,8 +47,26 @@ void check_blocks(Store made) {
                   text(freed) + " came free, but a page comes free with its last token");
     }
   }
-  require(probe.free_pages() == all, "pages of which all slots were released are not free");
   require(probe.release(0, {0, granule}) == 0, "a release of slots that hold nothing frees pages");
+}
+
+/// A row owns the slots of a block from the reservation of one of them until the last is released.
+template <class Store>
+void check_owned(Store made) {
+  page_probe probe(std::move(made));
+  index_t const granule = probe.granule();
+  auto const check = [&](bool block_is_there, std::string const& when) {
+    for (index_t slot = 0; slot < 2 * granule; ++slot) {
+      bool const owned = probe.store().owns(0, slot);
+      require(owned == (block_is_there && slot < granule),
+              "owns(row 0, slot " + text(slot) + ") is " + (owned ? "true" : "false") + " " + when);
+    }
+  };
+  check(false, "before anything is reserved");
+  probe.reserve(0, {0});
+  check(true, "when slot 0 is reserved");
+  probe.release(0, {0});
+  check(false, "after slot 0 was released");
 }
 
 /// What one row gives back another one may have at once, and the first one no longer touches it.
@@ -123,7 +81,7 @@ void check_reuse(Store made) {
   for (index_t row = 0; row < rows; ++row) {
     for (index_t number = 0; number < row_blocks - (row == last ? 1 : 0); ++number) {
       probe.reserve(row, probe.block(number, granule));
-      probe.write(row, probe.block(number, granule), row + number);
+      probe.write(row, probe.block(number, granule), 3 * row + number);
     }
   }
   probe.release(0, probe.block(0, granule));
@@ -136,7 +94,7 @@ void check_reuse(Store made) {
       "row that had it before");
   for (index_t row = 0; row < rows; ++row) {
     for (index_t number = row == 0 ? 1 : 0; number < row_blocks - (row == last ? 1 : 0); ++number) {
-      require(probe.reads(row, probe.block(number, granule), row + number),
+      require(probe.reads(row, probe.block(number, granule), 3 * row + number),
               "block " + text(number) + " of sequence " + text(row) +
                   " has changed when an emptied page was used again");
     }
@@ -198,6 +156,48 @@ void check_prefix(Store made) {
           "a page that no sequence holds any more is not free");
 }
 
+/// A row that holds pages is not forked over.
+template <class Store>
+void check_fork_onto_pages(Store made) {
+  page_probe probe(std::move(made));
+  for (index_t const row : {0, 1}) {
+    probe.reserve(row, {0});
+    probe.write(row, {0}, row);
+  }
+  index_t const before = probe.free_pages();
+  bool refused = false;
+  try {
+    probe.store().fork(0, 1);
+  } catch (std::exception const&) {
+    refused = true;
+  }
+  require(refused, "fork onto a sequence that holds pages throws nothing");
+  require(probe.free_pages() == before && probe.reads(0, {0}, 0) && probe.reads(1, {0}, 1),
+          "a fork that was refused has changed something");
+}
+
+/// K and V are where `compact` says that they went.
+template <class Store>
+void check_compaction(Store made) {
+  page_probe probe(std::move(made));
+  std::vector<index_t> kept, left;
+  for (index_t slot = 0; slot < 2 * probe.granule(); ++slot) {
+    (slot % 2 == 0 ? left : kept).push_back(slot);
+    probe.reserve(0, {slot});
+    probe.write(0, {slot}, 1);
+  }
+  probe.release(0, left);
+  std::vector<moved_lane> const moved = probe.store().itself().compact(0);
+  require(moved.size() <= 1, "compact reports more lanes than the one that there is");
+  for (index_t const slot : kept) {
+    index_t const now = moved.empty() ? slot : moved[0].new_slot_of[static_cast<std::size_t>(slot)];
+    bool const there = now >= 0 && now < probe.store().shape().slots;
+    require(there && probe.reads(0, now, slot, 1),
+            "compact reports that the token of slot " + text(slot) + " is in slot " + text(now) +
+                " now, but its K and V are not");
+  }
+}
+
 /// A draft's pages come back when it is rejected, and what was there before it stays.
 template <class Store>
 void check_rollback(Store made) {
@@ -244,15 +244,20 @@ void check_rollback(Store made) {
   cache.close(0);
 }
 
-}  // namespace detail
-
 /// The clauses of a store in pages, see `check_store`.
 template <class MakeStore>
 void check_pages(MakeStore& make_store, kv_shape const& shape) {
-  detail::check_blocks(make_store(shape));
-  detail::check_reuse(make_store(shape));
-  if (shape.sequences > 1) detail::check_prefix(make_store(shape));
-  detail::check_rollback(make_store(shape));
+  check_blocks(make_store(shape));
+  check_owned(make_store(shape));
+  check_reuse(make_store(shape));
+  if (shape.sequences > 1) {
+    check_prefix(make_store(shape));
+    check_fork_onto_pages(make_store(shape));
+  }
+  check_rollback(make_store(shape));
+  if constexpr (compacting_store<std::invoke_result_t<MakeStore&, kv_shape const&>>) {
+    check_compaction(make_store(shape));
+  }
 }
 
-}  // namespace adore::testing
+}  // namespace adore::testing::detail

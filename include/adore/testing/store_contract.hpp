@@ -11,6 +11,7 @@
 #include "adore/testing/audited_store.hpp"
 #include "adore/testing/paging_store_contract.hpp"
 #include "adore/testing/placing_store_contract.hpp"
+#include "adore/testing/scarce_pages_contract.hpp"
 #include "adore/testing/slot_store_contract.hpp"
 #include "adore/types.hpp"
 
@@ -33,7 +34,9 @@ namespace adore::testing {
 /// Of a store in pages (`paging_store`) besides: a page is taken with the first slot of a block and
 /// free with its last token; emptied pages can be used again in the same step; a shared prefix is
 /// there once, is copied before it is written, and stays for each sequence that holds it; a
-/// rejected draft gives its pages back. It needs pages for all rows at once, and two pages a row.
+/// rejected draft gives its pages back; a row owns a slot from its reservation to its release;
+/// a fork onto a row that holds pages is refused; `compact` reports where K and V went. It needs
+/// pages for all rows at once, and two pages a row; with fewer see `check_scarce_pages`.
 ///
 /// @param make_store  `Store (kv_shape const&)`: a new store of that shape; it may have more slots
 /// @throws contract_violation naming the first broken clause
@@ -54,7 +57,7 @@ void check_store(MakeStore make_store, contract_setup const& setup = {}) {
   }
   detail::reserve_all(store);
   detail::check_memory(store);
-  if constexpr (paging_store<decltype(store)>) check_pages(make_store, setup.shape);
+  if constexpr (paging_store<decltype(store)>) detail::check_pages(make_store, setup.shape);
   index_t const budget = setup.shape.slots - 2;
   detail::compare_by_slot(make_store(setup.shape), setup, sliding_window::of_budget(budget));
   detail::compare_by_slot(make_store(setup.shape), setup, streaming_llm::clamped(2, budget));

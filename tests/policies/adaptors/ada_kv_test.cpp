@@ -104,6 +104,16 @@ TEST_CASE("shares hold after the prompt where the policy holds a budget") {
   CHECK(driver.kept(1) == position_list{1, 2, 3, 4, 6, 7, 8});
 }
 
+TEST_CASE("a share for which a lane lacks slots ends the prompt and closes the row") {
+  // room for 5 of 48 slots; the second head would keep 7
+  cache_driver driver(ada_kv<snapkv>{.of = snap(after_prompt::window)}, 2, 2, {.max_new = 43});
+  CHECK_THROWS_AS(driver.prompt(example_rows()), std::length_error);
+  CHECK_FALSE(driver.cache.books().is_open(0));
+  driver.cache.open(0);
+  CHECK(driver.step_row({}).empty());
+  CHECK(driver.kept(1) == position_list{0});
+}
+
 TEST_CASE("short prompts and unbounded policies divide nothing") {
   cache_driver driver(ada_kv<snapkv>{.of = snap()}, 2, 2);
   auto rows = example_rows();
