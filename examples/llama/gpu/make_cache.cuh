@@ -26,10 +26,10 @@ inline constexpr bool all_are_compiled = false;  // there is no device to run th
 template <class T, int Channels, class P>
 inline constexpr bool is_compiled =
     why_host_only<P>() == nullptr &&
-    (all_are_compiled ? is_for_speed<P> || (Channels == 64 && std::is_same_v<T, float>)
-                      : Channels == (std::is_same_v<T, float> ? 64 : 128) &&
-                            (std::is_same_v<P, adore::h2o> ||
-                             (std::is_same_v<T, float> && is_for_speed<P>)));
+    (all_are_compiled
+         ? is_for_speed<P> || (Channels == 64 && std::is_same_v<T, float>)
+         : Channels == (std::is_same_v<T, float> ? 64 : 128) &&
+               (std::is_same_v<P, adore::h2o> || (std::is_same_v<T, float> && is_for_speed<P>)));
 
 template <class T>
 std::unique_ptr<device_cache<T>> make_device_cache(std::string_view text,
