@@ -479,10 +479,10 @@ class kv_cache {
   /// `end_step` selects once.
   ///
   /// @throws std::length_error naming the bytes, if the staging area is larger than allowed, if
-  /// more
-  ///         of the prompt stays than a lane has slots, or if a paged store has too few free pages
-  ///         for what the lanes may keep; nothing has begun then. Where attention decides how many
-  ///         stay, `attend` or `end_step` says that they are too many, and the row is closed
+  ///         more of the prompt stays than a lane has slots, or if a paged store has too few free
+  ///         pages for what the lanes may keep; nothing has begun then. Where attention decides
+  ///         how many stay, `attend` or `end_step` says that they are too many, and the row is
+  ///         closed
   void begin_prompt(row_tokens const& whole) requires by_slot {
     index_t const row = whole.row;
     index_t const count = whole.count;

@@ -34,6 +34,9 @@ inline constexpr index_t most_double_slots = 256;
 /// Larger ones read them from global memory, as rings are worth more.
 inline constexpr index_t most_fetched_slots = 1024;
 
+/// Lanes whose books a block has: the present one's and those of the next two; a power of two.
+inline constexpr index_t books_at_hand = 4;
+
 struct lane_number {
   index_t row, head;
 };
@@ -113,7 +116,7 @@ struct attend_shared {
   float lse[attend_warps_at_most][QueryRows];         // each warp's own copy, base 2
   float norms[most_new_tokens];
   std::uint64_t head_arrivals[3];
-  alignas(step_books) unsigned char books[4 * sizeof(step_books)];
+  alignas(step_books) unsigned char books[books_at_hand * sizeof(step_books)];
   decision_scratch<attend_warps_at_most> decision;
 };
 
@@ -127,12 +130,12 @@ inline constexpr int attend_warps_per_multiprocessor =
 
 /// How a launch cuts its work, but for the schedule.
 ///
-/// @param most_rows  query rows of a pass
-/// @param chunks    of a lane, a power of two
-/// @param blocks    that share a lane, a power of two, at most `chunks`
-/// @param warps     of a block
-/// @param static_bytes  of shared memory, of a block
-/// @param resident  blocks that a multiprocessor should hold; fewer, if rings have no room
+/// @param most_rows     query rows of a pass
+/// @param chunks        of a lane, a power of two
+/// @param blocks        that share a lane, a power of two, at most `chunks`
+/// @param warps         of a block
+/// @param resident      blocks that a multiprocessor should hold; fewer, if rings have no room
+/// @param static_bytes  of a block's shared memory
 /// Result: `stages` is 0 if not even one block fits.
 template <class P, class T, class View, class Guests>
 attend_plan plan_attention(attend_args<T, View, Guests> const& args,

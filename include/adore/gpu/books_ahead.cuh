@@ -17,9 +17,7 @@ namespace adore::gpu::detail {
 template <eviction_policy P>
 class books_ahead {
  public:
-  static constexpr index_t places = 4;
-
-  /// @param memory  [places]
+  /// @param memory  [books_at_hand]
   __device__ __forceinline__ books_ahead(ledger_view<P> const& ledger,
                                          index_t layer,
                                          lane_schedule const& schedule,
@@ -39,11 +37,14 @@ class books_ahead {
             ? static_cast<void const*>(reinterpret_cast<int const*>(ledger_.rows + of.row) + word)
             : reinterpret_cast<int const*>(ledger_.lanes + ledger_.lane(of.row, layer_, of.head)) +
                   (word - row_words);
-    copy_4_async(shared_address(memory_ + n % places) + static_cast<unsigned>(4 * word), from);
+    copy_4_async(shared_address(memory_ + n % books_at_hand) + static_cast<unsigned>(4 * word),
+                 from);
   }
   /// Waits for what this thread asked for; after the block's next barrier all see it.
   __device__ __forceinline__ void arrive() const { wait_for_async_copies(); }
-  __device__ __forceinline__ step_books const& of(index_t n) const { return memory_[n % places]; }
+  __device__ __forceinline__ step_books const& of(index_t n) const {
+    return memory_[n % books_at_hand];
+  }
 
  private:
   ledger_view<P> const& ledger_;

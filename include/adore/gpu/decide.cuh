@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace adore::gpu {
 
@@ -32,18 +33,6 @@ struct decide_args {
 namespace detail {
 
 inline constexpr int decide_threads = 128;
-
-template <class T>
-__device__ __forceinline__ neighbours<T, 2> two_at(T const* first) {
-  if constexpr (sizeof(T) == 4) {
-    int2 const words = *reinterpret_cast<int2 const*>(first);
-    neighbours<T, 2> both;
-    __builtin_memcpy(&both, &words, sizeof(both));
-    return both;
-  } else {
-    return {first[0], first[1]};
-  }
-}
 
 /// One lane per block. Sums run over layers, then heads, then queries, always in this order.
 template <class P>
@@ -79,8 +68,14 @@ __global__ void __launch_bounds__(decide_threads)
       books,
       accepted,
       {.rank = 0, .blocks = 1, .first = 0, .end = books.lane.extent},
-      [&](index_t slot) { return two_at(ledger.positions + ledger.cell(lane) + slot); },
-      [&](index_t slot) { return two_at(ledger.states_of(lane) + slot); },
+      [&](index_t slot) { return neighbours_at<2>(ledger.positions + ledger.cell(lane) + slot); },
+      [&](index_t slot) {
+        if constexpr (std::is_empty_v<slot_state_of<P>>) {
+          return neighbours<slot_state_of<P>, 2>{};
+        } else {
+          return neighbours_at<2>(ledger.states_of(lane) + slot);
+        }
+      },
       [&](index_t slot) {
         neighbours<float, 2> weights{};
         for (index_t j = 0; j < accepted; ++j) {
@@ -89,7 +84,8 @@ __global__ void __launch_bounds__(decide_threads)
           neighbours<float, 2> of_query{};
           for (index_t l = 0; l < layers; ++l) {
             for (index_t h = first_head; h < end_head; ++h) {
-              auto const of_head = two_at(args.weights + query(l, h, j) * ledger.stride + slot);
+              auto const of_head =
+                  neighbours_at<2>(args.weights + query(l, h, j) * ledger.stride + slot);
               of_query.of[0] += of_head.of[0];
               of_query.of[1] += of_head.of[1];
             }

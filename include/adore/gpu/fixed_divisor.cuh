@@ -7,8 +7,7 @@
 
 #include <cstdint>
 
-namespace adore::gpu {
-namespace detail {
+namespace adore::gpu::detail {
 
 /// Division of 0 <= n < 2^31 by a number that is fixed on the host, as a multiplication.
 ///
@@ -30,6 +29,4 @@ struct fixed_divisor {
   }
 };
 
-}  // namespace detail
-
-}  // namespace adore::gpu
+}  // namespace adore::gpu::detail

@@ -269,15 +269,16 @@ class lane_attention {
         of.count(),
         of.share,
         [&](index_t slot) {
-          return plan_.has_books ? fetched.positions(slot - first)
-                                 : four_at(ledger_.positions + ledger_.cell(of.lane) + slot);
+          return plan_.has_books
+                     ? fetched.positions(slot - first)
+                     : neighbours_at<4>(ledger_.positions + ledger_.cell(of.lane) + slot);
         },
         [&](index_t slot) {
           if constexpr (std::is_empty_v<slot_state_of<P>>) {
             return neighbours<slot_state_of<P>, 4>{};
           } else {
             return plan_.has_states ? fetched.states(slot - first)
-                                    : four_at(ledger_.states_of(of.lane) + slot);
+                                    : neighbours_at<4>(ledger_.states_of(of.lane) + slot);
           }
         },
         [&](index_t slot) { return weights_.observed(of, slot - first); },

@@ -53,8 +53,7 @@ class lane_head {
     requested_ = number;
     auto const j = static_cast<index_t>(threadIdx.x);
     if (j >= count + rebuilt) return;  // a thread per query
-    index_t const row = plan_.schedule.lane(number).row;
-    index_t const kv_head = plan_.schedule.lane(number).head;
+    auto const [row, kv_head] = plan_.schedule.lane(number);
     index_t token = row * ledger.max_new + j;
     if constexpr (std::remove_cvref_t<decltype(args.rebuilt)>::has_guests) {
       if (j >= count) token = args.rebuilt.tokens[row * args.rebuilt.most + j - count];
@@ -120,13 +119,13 @@ class lane_head {
   }
   /// In the slots `s` to `s` + 3, where `s` is a multiple of 4.
   __device__ __forceinline__ neighbours<position_t, 4> positions(index_t s) const {
-    return four_neighbours<position_t>([&](unsigned at) {
+    return load_neighbours<4, position_t>([&](unsigned at) {
       return load_shared_16(books(which_) + static_cast<unsigned>(s) * 4U + at);
     });
   }
   __device__ __forceinline__ neighbours<slot_state_of<P>, 4> states(index_t s) const {
     constexpr auto bytes = static_cast<unsigned>(sizeof(slot_state_of<P>));
-    return four_neighbours<slot_state_of<P>>([&](unsigned at) {
+    return load_neighbours<4, slot_state_of<P>>([&](unsigned at) {
       return load_shared_16(books(which_) + behind_positions() + static_cast<unsigned>(s) * bytes +
                             at);
     });

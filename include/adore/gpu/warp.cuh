@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace adore::gpu {
 
@@ -128,27 +129,27 @@ template <class T, int N>
 struct neighbours {
   T of[N];
 };
-/// Of four slots, since loads of 16 bytes are the widest.
+/// Of two or four slots: the widest loads are 8 and 16 bytes then.
 ///
-/// @param load  `uint4 (unsigned)`: the 16 bytes that many bytes further on
-template <class T, class Load>
-__device__ __forceinline__ neighbours<T, 4> four_neighbours(Load&& load) {
-  static_assert(sizeof(T) % 4 == 0);
-  uint4 words[sizeof(T) / 4];
+/// @param load  `Word (unsigned)`: the word of 4 N bytes that many bytes further on
+template <int N, class T, class Load>
+__device__ __forceinline__ neighbours<T, N> load_neighbours(Load&& load) {
+  static_assert((N == 2 || N == 4) && sizeof(T) % 4 == 0);
+  std::conditional_t<N == 2, uint2, uint4> words[sizeof(T) / 4];
 #pragma unroll
-  for (unsigned i = 0; i < sizeof(T) / 4; ++i) words[i] = load(16 * i);
-  neighbours<T, 4> all;
+  for (unsigned i = 0; i < sizeof(T) / 4; ++i) words[i] = load(4 * N * i);
+  neighbours<T, N> all;
   __builtin_memcpy(&all, words, sizeof(all));
   return all;
 }
-
 /// The same from global memory.
 ///
-/// @param first  at a multiple of 16 bytes
-template <class T>
-__device__ __forceinline__ neighbours<T, 4> four_at(T const* first) {
-  return four_neighbours<T>([&](unsigned at) {
-    return *reinterpret_cast<uint4 const*>(reinterpret_cast<char const*>(first) + at);
+/// @param first  at a multiple of 4 N bytes
+template <int N, class T>
+__device__ __forceinline__ neighbours<T, N> neighbours_at(T const* first) {
+  return load_neighbours<N, T>([&](unsigned at) {
+    return *reinterpret_cast<std::conditional_t<N == 2, uint2, uint4> const*>(
+        reinterpret_cast<char const*>(first) + at);
   });
 }
 

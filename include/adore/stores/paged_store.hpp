@@ -109,8 +109,7 @@ class paged_store {
   /// another row holds stay as they are, so that this needs no free page. Then the row's pages are
   /// numbered from 0 on: without shared pages, tokens lie in the slots 0, 1, ...
   ///
-  /// @return the lanes in which a token has another slot; `kv_cache::compact` tells them to the
-  /// books
+  /// @return the lanes in which a token has another slot, for `kv_cache::compact` to tell the books
   std::vector<moved_lane> compact(index_t row) {
     std::vector<moved_lane> lanes = tables_.compaction(row);
     for (moved_lane const& lane : lanes) move_down(lane);
