@@ -22,8 +22,14 @@ string(REPLACE "\n" ";" cases "${out}")
 list(FILTER cases EXCLUDE REGEX "^(${open}doctest${close}.*|===.*|)$")
 list(REMOVE_DUPLICATES cases)
 
+# The last variable of the environment: float32 products of llama.cpp's CUDA backend are to be what
+# they say (tests/llama_cpp/gpus.hpp).
 set(script "")
 foreach(case IN LISTS cases)
+  set(labels "${LABEL}")
+  if(case MATCHES "GPU") # by its name a case says that it needs one
+    list(APPEND labels gpu)
+  endif()
   string(REPLACE "${semicolon}" ";" case "${case}")
   string(REPLACE "${open}" "[" case "${case}")
   string(REPLACE "${close}" "]" case "${case}")
@@ -32,11 +38,11 @@ foreach(case IN LISTS cases)
   string(REGEX REPLACE "[,\\\\]" "?" filter "${case}")
   string(APPEND script "add_test([==[${case}]==] [==[${PROGRAM}]==] [==[--test-case=${filter}]==])
 set_tests_properties([==[${case}]==] PROPERTIES
-  ENVIRONMENT [==[ADORE_TEST_DATA=${DATA};ADORE_TEST_MODEL=${MODEL}]==]
+  ENVIRONMENT [==[ADORE_TEST_DATA=${DATA};ADORE_TEST_MODEL=${MODEL};NVIDIA_TF32_OVERRIDE=0]==]
   SKIP_REGULAR_EXPRESSION [==[adore test skipped: ]==]
   FAIL_REGULAR_EXPRESSION [==[test cases: +0 ]==]
   SKIP_RETURN_CODE 77
-  LABELS [==[${LABEL}]==])
+  LABELS [==[${labels}]==])
 ")
 endforeach()
 file(WRITE ${FILE} "${script}")

@@ -118,10 +118,20 @@ llama_context_params decoder::parameters() const {
   return result;
 }
 
+/// Most calls only ask, about a node that nobody wants; to look at the clock for each of them would
+/// take longer than to answer.
 bool decoder::on_node(ggml_tensor* node, bool asks, void* engine) noexcept {
   auto& self = *static_cast<decoder*>(engine);
-  if (asks) self.mask_.before(node);
-  return attention_reader::on_node(node, asks, &self.reader_);
+  if (asks && mask_of(node) == nullptr) return self.look_at(node, asks);
+  moment const begin = std::chrono::steady_clock::now();
+  bool const wanted = self.look_at(node, asks);
+  self.looking_ += seconds_since(begin);
+  return wanted;
+}
+
+bool decoder::look_at(ggml_tensor* node, bool asks) noexcept {
+  if (asks) mask_.before(node);
+  return attention_reader::on_node(node, asks, &reader_);
 }
 
 std::span<float const> decoder::feed(
@@ -163,7 +173,7 @@ void decoder::place(std::span<std::int64_t const> cells) {
 
 void decoder::step(std::span<llama_token const> tokens, bool all_logits) {
   auto const count = static_cast<adore::index_t>(tokens.size());
-  auto const begin = std::chrono::steady_clock::now();
+  moment const begin = std::chrono::steady_clock::now();
   bool const shifted = close_gaps();
   adore::row_tokens row{0, count, tokens};
   if (options_.scorer != nullptr) options_.scorer->score({&row, 1});
@@ -172,7 +182,10 @@ void decoder::step(std::span<llama_token const> tokens, bool all_logits) {
   bool const reads_weights = steps_ % options_.scores_every == 0;
   reader_.read_weights(observes_ && reads_weights);
   kept_error const error;
+  looking_ = 0.0;
+  moment const decoding = std::chrono::steady_clock::now();
   int const status = llama_decode(context_.get(), *batch_);
+  double in_llama = seconds_since(decoding) - looking_;
   reader_.rethrow();
   mask_.rethrow();
   if (status == 0 && first_new_ > 0 && mask_.written() == 0) {
@@ -208,10 +221,11 @@ void decoder::step(std::span<llama_token const> tokens, bool all_logits) {
   if (cache_) released_ += cache_->end_step();
   ++steps_;
   if (count > 1) return;
+  moment const waiting = std::chrono::steady_clock::now();
   (void)logits(0);  // waits for a device
+  in_llama += seconds_since(waiting);
   step_times& times = shifted ? shifting_steps_ : plain_steps_;
-  ++times.count;
-  times.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  times = times + step_times{1, seconds_since(begin), in_llama, looking_};
 }
 
 /// Released tokens that come back are before the new ones, so that they find free cells in the

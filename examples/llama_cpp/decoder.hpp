@@ -7,6 +7,7 @@
 #include "llama_cpp/llama_objects.hpp"
 #include "llama_cpp/mask_writer.hpp"
 #include "llama_cpp/retention.hpp"
+#include "llama_cpp/step_times.hpp"
 #include <adore/rebuild/schedule.hpp>
 #include <adore/types.hpp>
 
@@ -46,13 +47,6 @@ struct decoder_options {
   int threads = 1;
 };
 
-/// Steps of one token and how long they took.
-struct step_times {
-  long count = 0;
-  double seconds = 0.0;
-  double mean() const { return count == 0 ? 0.0 : seconds / static_cast<double>(count); }
-};
-
 class decoder {
  public:
   /// @throws std::invalid_argument for options that contradict each other, naming them
@@ -84,11 +78,14 @@ class decoder {
   long shifts() const noexcept { return shifts_; }
   step_times plain_steps() const noexcept { return plain_steps_; }
   step_times shifting_steps() const noexcept { return shifting_steps_; }
+  /// Masks that the last step overwrote: one per device that has layers, if tokens came back.
+  std::size_t masks() const noexcept { return mask_.written(); }
   /// Shows weights that are read, [token, 1, cell], before the policy sees them.
   void watch(attention_reader::weights_function sees) { watcher_ = std::move(sees); }
 
  private:
   static bool on_node(ggml_tensor* node, bool asks, void* engine) noexcept;
+  bool look_at(ggml_tensor* node, bool asks) noexcept;
   llama_context_params parameters() const;
   void step(std::span<llama_token const> tokens, bool all_logits);
   void fill_batch(std::span<llama_token const> tokens, bool all_logits);
@@ -112,6 +109,7 @@ class decoder {
   std::int32_t first_new_ = 0;  // in the batch, behind those that come back
   std::size_t bytes_per_cell_ = 0, released_ = 0, rebuilt_ = 0;
   long steps_ = 0, shifts_ = 0;
+  double looking_ = 0.0;  // seconds in the callback, in this step
   step_times plain_steps_, shifting_steps_;
 };
 

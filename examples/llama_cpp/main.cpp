@@ -24,6 +24,10 @@ namespace {
 using namespace llama_cpp_example;
 using adore::index_t;
 
+double seconds(timeval const& time) {
+  return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+}
+
 double mebibytes(std::size_t bytes) {
   return static_cast<double>(bytes) / 1024.0 / 1024.0;
 }
@@ -87,8 +91,17 @@ struct timed_text {
   }
 };
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+void print_parts(step_times const& steps) {
+  if (steps.count == 0) return;
+  auto const count = static_cast<double>(steps.count);
+  std::fprintf(stderr,
+               "per token: in llama.cpp %.3f ms, in its callback %.4f ms (%.3f %%), in the policy "
+               "%.4f ms (%.3f %%)\n",
+               1e3 * steps.in_llama / count,
+               1e3 * steps.in_callback / count,
+               100.0 * steps.in_callback / steps.seconds,
+               1e3 * steps.in_policy() / count,
+               100.0 * steps.in_policy() / steps.seconds);
 }
 
 class session {
@@ -189,6 +202,10 @@ class session {
     std::fprintf(stderr,
                  "peak memory of the process: %.1f MiB\n",
                  mebibytes(static_cast<std::size_t>(usage.ru_maxrss) * 1024));
+    std::fprintf(stderr,
+                 "processor time of the process: %.2f s, in the system %.2f s\n",
+                 seconds(usage.ru_utime),
+                 seconds(usage.ru_stime));
     std::fprintf(stderr, "released: %zu tokens\n", engine_.released());
     if (engine_.rebuilt() > 0) {
       std::fprintf(stderr, "rebuilt: %zu tokens, in all steps together\n", engine_.rebuilt());
@@ -204,6 +221,7 @@ class session {
                    100.0 * static_cast<double>(shifted.count) * (shifted.mean() - plain.mean()) /
                        (shifted.seconds + plain.seconds));
     }
+    print_parts(plain + shifted);
     if (!asked_.shows_kept) return;
     std::fprintf(stderr, "kept:");
     for (adore::position_t const p : engine_.kept()) std::fprintf(stderr, " %d", p);
@@ -226,6 +244,8 @@ void run(request asked) {
   }
   llama_model_params parameters = llama_model_default_params();
   parameters.n_gpu_layers = asked.gpu_layers;
+  parameters.split_mode = asked.split;
+  parameters.tensor_split = asked.shares.empty() ? nullptr : asked.shares.data();
   model_ptr model;
   {
     kept_error const error;

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "llama_cpp/remote_devices.hpp"
 
-#include <ggml-backend.h>
-
 #include <stdexcept>
 
 namespace llama_cpp_example {
 
-void add_remote_devices(std::string const& server) {
+ggml_backend_reg_t remote_devices(std::string const& server) {
   ggml_backend_reg_t const rpc = ggml_backend_reg_by_name("RPC");
   using add_server = ggml_backend_reg_t (*)(char const* endpoint);
   auto const add = rpc == nullptr ? nullptr
@@ -18,7 +16,11 @@ void add_remote_devices(std::string const& server) {
   }
   ggml_backend_reg_t const devices = add(server.c_str());
   if (devices == nullptr) throw std::runtime_error("the RPC server " + server + " has no device");
-  ggml_backend_register(devices);
+  return devices;
+}
+
+void add_remote_devices(std::string const& server) {
+  ggml_backend_register(remote_devices(server));
 }
 
 }  // namespace llama_cpp_example

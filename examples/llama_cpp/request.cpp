@@ -114,6 +114,19 @@ std::optional<request> read_request(int count, char** arguments) {
       ->transform(CLI::CheckedTransformer(types));
   app.add_option("--threads", how.threads)->capture_default_str();
   app.add_option("--n-gpu-layers", asked.gpu_layers, "layers on devices")->capture_default_str();
+  std::map<std::string, llama_split_mode> const splits{{"layer", LLAMA_SPLIT_MODE_LAYER},
+                                                       {"none", LLAMA_SPLIT_MODE_NONE}};
+  app.add_option(
+         "--split-mode",
+         asked.split,
+         "several devices: layer, each has some layers, their K/V included; none, the first "
+         "one has all [layer]")
+      ->transform(CLI::CheckedTransformer(splits));
+  app.add_option("--tensor-split",
+                 asked.shares,
+                 "n,... shares of the layers, device by device [as memory is free]")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--rpc", asked.rpc, "host:port,... of llama.cpp's RPC servers, used as devices")
       ->delimiter(',');
   app.add_flag("--kept", asked.shows_kept, "print the positions that are kept at the end");
@@ -133,6 +146,11 @@ std::optional<request> read_request(int count, char** arguments) {
   if (asked.text.empty() && !talk) {
     throw std::invalid_argument("there is no text: give --prompt, --file or --interactive");
   }
+  if (asked.shares.size() > llama_max_devices()) {
+    throw std::invalid_argument("--tensor-split: llama.cpp has at most " +
+                                std::to_string(llama_max_devices()) + " devices");
+  }
+  asked.shares.resize(asked.shares.empty() ? 0 : llama_max_devices());  // it reads so many
   read_policy(policy, rebuilt, asked);
   return asked;
 }

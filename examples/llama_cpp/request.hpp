@@ -4,6 +4,9 @@
 
 #include "llama_cpp/decoder.hpp"
 
+#include <llama.h>
+
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,6 +25,8 @@ struct request {
   float temperature = 0.0F;             ///< 0: always the likeliest token
   std::optional<adore::index_t> cells;  ///< B as it was asked for
   int gpu_layers = 0;
+  llama_split_mode split = LLAMA_SPLIT_MODE_LAYER;
+  std::vector<float> shares;     ///< of the layers on devices, [device]; empty: by free memory
   std::vector<std::string> rpc;  ///< host:port
   bool shows_kept = false;
   decoder_options decoding;

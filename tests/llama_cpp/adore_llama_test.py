@@ -74,6 +74,9 @@ class Mistakes(Case):
         self.refused(
             *prompt, "--policy", "tova", "--scores-every", 3, says="must be read at each step"
         )
+        self.refused(*prompt, "--tensor-split", "1,-1", says="--tensor-split")
+        self.refused(*prompt, "--tensor-split", ",".join("1" * 999), says="has at most")
+        self.refused(*prompt, "--split-mode", "row", says="--split-mode")
         self.refused(
             *prompt, "--cache-type", "q8_0", "--flash-attention", "off", says="makes no context"
         )
@@ -171,6 +174,22 @@ class Runs(Case):
         _, error = self.run_text("--file", self.text, "--budget", 256, "--positions", "original")
         self.assertNotIn("shift", error)
 
+    def test_where_the_time_goes_is_said(self):
+        same = ("--file", self.text, "--limit", 300, "--perplexity", "--chunk", 1, "--budget", 512)
+        for policy, reads in (("none", False), ("sliding_window", False), ("h2o", True)):
+            _, error = self.run_text(*same, "--policy", policy)
+            parts = re.search(
+                r"^per token: in llama\.cpp (\S+) ms, in its callback (\S+) ms \((\S+) %\), "
+                r"in the policy (\S+) ms \((\S+) %\)$", error, re.M,
+            )  # fmt: skip
+            llama, callback, callback_share, own, own_share = map(float, parts.groups())
+            self.assertGreater(min(llama, own), 0.0)
+            self.assertEqual(callback > 0.0, reads, policy)
+            whole = llama + callback + own
+            self.assertAlmostEqual(100.0 * own / whole, own_share, delta=0.5)
+            self.assertAlmostEqual(100.0 * callback / whole, callback_share, delta=0.5)
+        self.assertRegex(error, r"processor time of the process: \S+ s, in the system \S+ s\n")
+
     def test_perplexity_needs_less_than_uniform_guessing(self):
         out, error = self.run_text("--file", self.text, "--perplexity", "--policy", "none")
         full = float(re.match(rb"perplexity (\S+) over 700 tokens", out)[1])
@@ -218,6 +237,10 @@ class Remote(Case):
                 time.sleep(0.05)
         self.fail("the server does not answer")
 
+    def graphs(self, log):
+        """How many parts of a graph a server has computed."""
+        return log.read_bytes().count(b"n_nodes")
+
     def test_two_servers_keep_and_write_the_same(self):
         addresses, logs = zip(self.serve(), self.serve())
         servers = ",".join(addresses)
@@ -231,12 +254,24 @@ class Remote(Case):
                 "--flash-attention", "off",
             )  # fmt: skip
             here, error = self.run_text(*same)
-            there, remote_error = self.run_text(*same, "--rpc", servers, "--n-gpu-layers", 99)
+            there, remote_error = self.run_text(
+                *same, "--rpc", servers, "--n-gpu-layers", 99, "--tensor-split", "1,3"
+            )  # the first of two layers here, the second one and the output there
             self.assertEqual(there, here)
             self.assertEqual(self.kept(remote_error), self.kept(error))
             self.assertEqual(len(self.kept(error)), 80)
-        for log in logs:  # both have computed
-            self.assertGreater(log.read_bytes().count(b"n_nodes"), 20)
+        for log in logs:
+            self.assertGreater(self.graphs(log), 20)
+
+    def test_one_device_can_have_all(self):
+        for choice in (("--split-mode", "none"), ("--tensor-split", "1,0")):
+            addresses, logs = zip(self.serve(), self.serve())
+            self.run_text(
+                "--prompt", "abc", "--predict", 5, "--rpc", ",".join(addresses),
+                "--n-gpu-layers", 99, *choice,
+            )  # fmt: skip
+            self.assertGreater(self.graphs(logs[0]), 5)
+            self.assertEqual(self.graphs(logs[1]), 0, choice)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@
 #include "llama_cpp/llama_objects.hpp"
 
 #include <doctest/doctest.h>
+#include <ggml-backend.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <random>
@@ -30,12 +32,23 @@ struct loaded_model {
   model_ptr weights;
 
   /// @param gpu_layers  layers on devices, if there are any
-  explicit loaded_model(tiny_shape const& shape = {}, int gpu_layers = 0) : numbers(shape) {
+  /// @param devices     that share the layers evenly; empty: those that llama.cpp knows
+  explicit loaded_model(tiny_shape const& shape = {},
+                        int gpu_layers = 0,
+                        std::vector<ggml_backend_dev_t> devices = {})
+      : numbers(shape) {
     numbers.entries["tokenizer.ggml.model"] = std::string("no_vocab");
     numbers.write(path);
     kept_error const error;
     llama_model_params parameters = llama_model_default_params();
     parameters.n_gpu_layers = gpu_layers;
+    std::vector<float> shares(llama_max_devices());  // it reads so many
+    if (!devices.empty()) {
+      std::fill_n(shares.begin(), devices.size(), 1.0F);
+      devices.push_back(nullptr);  // the end
+      parameters.devices = devices.data();
+      parameters.tensor_split = shares.data();
+    }
     weights.reset(llama_model_load_from_file(path.c_str(), parameters));
     INFO(error.in_parentheses());
     REQUIRE(weights != nullptr);
