@@ -27,6 +27,12 @@ ADORE_HOST_DEVICE constexpr std::int32_t ordered_priority(float priority) noexce
   return magnitude > infinity ? (-0x7FFFFFFF - 1) : ordered;
 }
 
+/// Its inverse, but for NaN.
+ADORE_HOST_DEVICE constexpr float priority_of_ordered(std::int32_t ordered) noexcept {
+  auto const magnitude = static_cast<std::uint32_t>(ordered < 0 ? -ordered : ordered);
+  return priority_of_bits(ordered < 0 ? magnitude | 0x80000000U : magnitude);
+}
+
 /// `ordered_priority(keep_never)`.
 inline constexpr std::int32_t ordered_keep_never = -0x7F800000;
 

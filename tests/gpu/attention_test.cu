@@ -61,6 +61,7 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
                  : 1 + static_cast<index_t>(engine() % static_cast<std::uint64_t>(shape.max_new)));
   }
   if (shape.rows > 3) counts.back() = 0;
+  for (std::size_t row = 5; row < counts.size(); row += 7) counts[row] = 0;
   books.set_counts(stream, counts);
   std::vector<std::vector<position_t>> lanes;
   for (index_t lane = 0; lane < shape.rows * shape.kv_heads; ++lane) {
@@ -240,6 +241,18 @@ TEST_CASE("lanes of thousands of slots are shared by the blocks of a cluster") {
     check_step<__nv_bfloat16, 128>(
         h2o{.heavy = 10, .recent = 10}, {2, 1, 8, slots, 3}, static_cast<unsigned>(slots + 1));
   }
+}
+
+TEST_CASE("blocks that take lane after lane, some of them idle, mix none of them up") {
+  // more lanes than the device has room for at once, each seventh row idle
+  check_step<__nv_bfloat16, 128>(h2o{.heavy = 100, .recent = 50}, {80, 4, 1, 200, 1}, 301);
+  check_step<__nv_bfloat16, 128>(h2o{.heavy = 20, .recent = 20}, {150, 4, 4, 60, 1}, 302);
+  check_step<__nv_bfloat16, 128>(h2o{.heavy = 300, .recent = 100}, {70, 4, 1, 600, 1}, 303);
+  check_step<__nv_bfloat16, 64>(h2o{.heavy = 900, .recent = 100}, {70, 4, 1, 1500, 1}, 304);
+  check_step<__nv_bfloat16, 64>(sliding_window{.size = 900}, {70, 4, 2, 1500, 2}, 305);
+  check_step<__half, 128>(h2o{.heavy = 100, .recent = 50}, {80, 4, 8, 230, 1}, 306);
+  check_step<__half, 64>(h2o{.heavy = 20, .recent = 20}, {100, 4, 2, 70, 6}, 307);
+  check_step<float, 64>(h2o{.heavy = 30, .recent = 50}, {150, 2, 2, 100, 1}, 308);
 }
 
 /// Attention alone, where no score is above -100: what softmax is relative to must come from them.

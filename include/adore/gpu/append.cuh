@@ -56,10 +56,15 @@ __global__ void __launch_bounds__(append_warps* warp_threads)
   auto const token = static_cast<index_t>(blockIdx.x);
   index_t const row = token / ledger.max_new;
   index_t const j = token - row * ledger.max_new;
-  if (j >= ledger.rows[row].count) return;
-  index_t const place = (ledger.rows[row].next + j) % ledger.max_new;
-  auto const slot_in = [&](index_t lane) {
-    return ledger.new_slots[static_cast<std::int64_t>(lane) * ledger.max_new + place];
+  // Everything is asked for at once, also for a token that does not come: a round trip to memory
+  // takes as long as moving the bytes. Where a step brings one token, its slot does not depend on
+  // what the books say.
+  row_books const* const books = ledger.rows + row;
+  index_t const count = load_early_4(&books->count);
+  index_t const place = ledger.max_new == 1 ? 0 : (load_early_4(&books->next) + j) % ledger.max_new;
+  auto const slot_in = [&](index_t lane) -> index_t {
+    return load_early_4(ledger.new_slots + static_cast<std::int64_t>(lane) * ledger.max_new +
+                        place);
   };
   constexpr index_t per_chunk = chunk_bytes / static_cast<index_t>(sizeof(T));
   index_t const chunks = chunks_of<T>(k.channels);
@@ -70,17 +75,24 @@ __global__ void __launch_bounds__(append_warps* warp_threads)
     // -1 where the lane had no room: the decision has counted that, and the token is lost
     index_t const slot = slot_in(ledger.lane(row, layer, head));
     float norm = 0.0F;
-    for (index_t i = lane_in_warp(); i < 2 * chunks; i += warp_threads) {
-      bool const of_key = i < chunks;
-      index_t const channel = (of_key ? i : i - chunks) * per_chunk;
-      T const* const from = (of_key ? k(token, head) : v(token, head)) + channel;
-      uint4 const chunk = *reinterpret_cast<uint4 const*>(from);
-      if (slot >= 0) {
-        T* const to = (of_key ? keys(row, head, slot) : values(row, head, slot)) + channel;
-        *reinterpret_cast<uint4*>(to) = chunk;
-      }
-      if constexpr (scores_keys<P>) {
-        if (of_key) norm += squares_in<T>(chunk);
+    auto const channel_of = [&](index_t i) { return (i < chunks ? i : i - chunks) * per_chunk; };
+    auto const load = [&](index_t i) {
+      return load_early_16((i < chunks ? k(token, head) : v(token, head)) + channel_of(i));
+    };
+    index_t i = lane_in_warp();
+    if (i < 2 * chunks) {
+      uint4 chunk = load(i);
+      for (;;) {
+        if (j < count && slot >= 0) {
+          T* const to = i < chunks ? keys(row, head, slot) : values(row, head, slot);
+          *reinterpret_cast<uint4*>(to + channel_of(i)) = chunk;
+        }
+        if constexpr (scores_keys<P>) {
+          if (i < chunks) norm += squares_in<T>(chunk);
+        }
+        i += warp_threads;
+        if (i >= 2 * chunks) break;
+        chunk = load(i);
       }
     }
     if constexpr (scores_keys<P>) {
@@ -93,6 +105,7 @@ __global__ void __launch_bounds__(append_warps* warp_threads)
   }
 
   if constexpr (scores_keys<P>) {
+    if (j >= count) return;
     __syncthreads();
     auto const heads = end - first;
     auto const number = static_cast<index_t>(threadIdx.x);
@@ -119,7 +132,7 @@ __global__ void __launch_bounds__(append_warps* warp_threads)
 ///
 /// @param keys, values  of the layer, [sequence, kv_head, slot, channel]
 /// @param k, v          [token, kv_head, channel], padded: token row * max_new + j is the j-th new
-///                      one of a row, j < count; others are neither read nor written
+///                      one of a row, j < count; others are read, but not used
 /// @pre     in scope model, layers are appended in ascending order if the policy scores keys
 /// @throws  std::logic_error for shapes that do not fit together, std::invalid_argument for memory
 ///          that cannot be read in chunks of 16 bytes, cuda_error if the launch fails

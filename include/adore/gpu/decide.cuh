@@ -33,23 +33,82 @@ struct decide_args {
 namespace detail {
 
 inline constexpr int decide_threads = 128;
+inline constexpr int decide_warps = decide_threads / warp_threads;
+/// In scope kv_head lanes of up to so many slots are decided by a warp each, which waits for no
+/// other.
+inline constexpr index_t most_slots_of_warp = 512;
 
-/// One lane per block. Sums run over layers, then heads, then queries, always in this order.
-template <class P>
+/// What the ledger holds of the first slots that a thread looks at, asked for together with the
+/// books: a round trip to memory less.
+template <int Neighbours, class P>
+class first_slots {
+ public:
+  using slot_state = slot_state_of<P>;
+  static constexpr bool has_state = !std::is_empty_v<slot_state>;
+
+  __device__ __forceinline__ first_slots(ledger_view<P> const& ledger,
+                                         index_t lane,
+                                         lane_share const& share)
+      : ledger_(ledger),
+        lane_(lane),
+        first_(Neighbours * share.thread()),
+        second_(first_ + Neighbours * share.threads()) {
+    if (first_ < ledger.slots) ask(first_, positions_[0], states_[0]);
+    if (second_ < ledger.slots) ask(second_, positions_[1], states_[1]);
+  }
+
+  __device__ __forceinline__ neighbours<position_t, Neighbours> positions(index_t slot) const {
+    if (slot == first_) return positions_[0];
+    if (slot == second_) return positions_[1];
+    return neighbours_at<Neighbours>(ledger_.positions + ledger_.cell(lane_) + slot);
+  }
+  __device__ __forceinline__ neighbours<slot_state, Neighbours> states(index_t slot) const {
+    if (!has_state || slot == first_) return states_[0];
+    if (slot == second_) return states_[1];
+    neighbours<slot_state, Neighbours> states{};
+    if constexpr (has_state) states = neighbours_at<Neighbours>(ledger_.states_of(lane_) + slot);
+    return states;
+  }
+
+ private:
+  __device__ __forceinline__ void ask(index_t slot,
+                                      neighbours<position_t, Neighbours>& positions,
+                                      neighbours<slot_state, Neighbours>& states) const {
+    positions = neighbours_at<Neighbours>(ledger_.positions + ledger_.cell(lane_) + slot);
+    if constexpr (has_state) states = neighbours_at<Neighbours>(ledger_.states_of(lane_) + slot);
+  }
+
+  ledger_view<P> const& ledger_;
+  index_t lane_, first_, second_;
+  neighbours<position_t, Neighbours> positions_[2]{};
+  neighbours<slot_state, Neighbours> states_[2]{};
+};
+
+/// One lane per block, or per warp. Sums run over layers, then heads, then queries, always in this
+/// order.
+template <bool OneWarp, class P>
 __global__ void __launch_bounds__(decide_threads)
     decide_kernel(__grid_constant__ ledger_view<P> const ledger,
                   __grid_constant__ P const policy,
                   index_t const layer,
                   __grid_constant__ decide_args const args) {
-  __shared__ decision_scratch<decide_threads / warp_threads> shared;
+  constexpr int together = OneWarp ? 4 : 2;  // slots that a thread looks at
+  __shared__ decision_scratch<decide_warps> shared;
   auto const row = static_cast<index_t>(blockIdx.y);
-  auto const lane_head = static_cast<index_t>(blockIdx.x);
+  auto lane_head = static_cast<index_t>(blockIdx.x);
+  if constexpr (OneWarp) {
+    lane_head = lane_head * decide_warps + warp_in_block();
+    if (lane_head >= ledger.lane_heads()) return;
+  }
   index_t const lane = ledger.lane(row, layer, lane_head);
+  lane_share share{.one_warp = OneWarp};
+  first_slots<together, P> const slots(ledger, lane, share);
   step_books const books = books_at(ledger, row, lane);
   index_t const count = books.row.count;
   index_t const accepted = args.accepted == nullptr ? count : args.accepted[row];
   if (count == 0 || accepted == 0) return;
-  __syncthreads();  // all have read the books before the leader writes them
+  share.end = books.lane.extent;
+  sync_lane(share);  // all have read the books before the leader writes them
   index_t const layers = ledger.reach == scope::model ? ledger.layers : 1;
   bool const one_head = ledger.reach == scope::kv_head;
   index_t const first_head = one_head ? lane_head : 0;
@@ -59,7 +118,7 @@ __global__ void __launch_bounds__(decide_threads)
                ledger.max_new +
            j;
   };
-  decide_lane<2>(
+  decide_lane<together>(
       ledger,
       policy,
       row,
@@ -67,31 +126,25 @@ __global__ void __launch_bounds__(decide_threads)
       lane_head,
       books,
       accepted,
-      {.rank = 0, .blocks = 1, .first = 0, .end = books.lane.extent},
-      [&](index_t slot) { return neighbours_at<2>(ledger.positions + ledger.cell(lane) + slot); },
+      share,
+      [&](index_t slot) { return slots.positions(slot); },
+      [&](index_t slot) { return slots.states(slot); },
       [&](index_t slot) {
-        if constexpr (std::is_empty_v<slot_state_of<P>>) {
-          return neighbours<slot_state_of<P>, 2>{};
-        } else {
-          return neighbours_at<2>(ledger.states_of(lane) + slot);
-        }
-      },
-      [&](index_t slot) {
-        neighbours<float, 2> weights{};
+        neighbours<float, together> weights{};
         for (index_t j = 0; j < accepted; ++j) {
           float const factor = query_weight_of(policy, accepted - 1 - j);
           if (factor == 0.0F) continue;
-          neighbours<float, 2> of_query{};
+          neighbours<float, together> of_query{};
           for (index_t l = 0; l < layers; ++l) {
             for (index_t h = first_head; h < end_head; ++h) {
               auto const of_head =
-                  neighbours_at<2>(args.weights + query(l, h, j) * ledger.stride + slot);
-              of_query.of[0] += of_head.of[0];
-              of_query.of[1] += of_head.of[1];
+                  neighbours_at<together>(args.weights + query(l, h, j) * ledger.stride + slot);
+#pragma unroll
+              for (int i = 0; i < together; ++i) of_query.of[i] += of_head.of[i];
             }
           }
-          weights.of[0] += factor * of_query.of[0];
-          weights.of[1] += factor * of_query.of[1];
+#pragma unroll
+          for (int i = 0; i < together; ++i) weights.of[i] += factor * of_query.of[i];
         }
         return weights;
       },
@@ -103,9 +156,11 @@ __global__ void __launch_bounds__(decide_threads)
         return squares;
       },
       shared);
-  if (args.advances) {
-    __syncthreads();
-    if (threadIdx.x == 0) ledger.rows[row].next += accepted;
+  if constexpr (!OneWarp) {
+    if (args.advances) {
+      __syncthreads();
+      if (threadIdx.x == 0) ledger.rows[row].next += accepted;
+    }
   }
 }
 
@@ -142,10 +197,18 @@ void decide_async(cudaStream_t stream,
     throw std::logic_error(
         "adore: decide_async: only in scope model one decision ends the step; call advance_async");
   }
-  dim3 const grid(static_cast<unsigned>(ledger.lane_heads()),
-                  static_cast<unsigned>(ledger.row_count));
-  detail::decide_kernel<P>
-      <<<grid, detail::decide_threads, 0, stream>>>(ledger, policy, layer, args);
+  index_t const heads = ledger.lane_heads();
+  auto const rows = static_cast<unsigned>(ledger.row_count);
+  if (ledger.reach == scope::kv_head && ledger.slots <= detail::most_slots_of_warp) {
+    dim3 const grid(
+        static_cast<unsigned>((heads + detail::decide_warps - 1) / detail::decide_warps), rows);
+    detail::decide_kernel<true, P>
+        <<<grid, detail::decide_threads, 0, stream>>>(ledger, policy, layer, args);
+  } else {
+    dim3 const grid(static_cast<unsigned>(heads), rows);
+    detail::decide_kernel<false, P>
+        <<<grid, detail::decide_threads, 0, stream>>>(ledger, policy, layer, args);
+  }
   check(cudaGetLastError());
 }
 

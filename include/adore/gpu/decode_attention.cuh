@@ -134,12 +134,14 @@ void launch_attention(cudaStream_t stream,
   index_t const lanes = ledger.row_count * ledger.kv_heads;
   auto const processors = static_cast<index_t>(multiprocessors());
   constexpr int at_most = attend_warps_per_multiprocessor<T, Channels, QueryRows>;
-  // More warps share what is done once per lane, but wait for each other; 16 rows leave room for
-  // few.
-  int const warps = ledger.slots <= most_double_slots         ? 2
-                    : chunks == 1 || QueryRows > tile_queries ? 4
-                    : chunks <= 4                             ? 8
-                                                              : 6;
+  // More warps share what is done once per lane, such as its logits, but wait for each other; 16
+  // rows leave room for few.
+  bool const one_row = args.q.heads == ledger.kv_heads;
+  int const warps = ledger.slots <= most_double_slots ? 2
+                    : QueryRows > tile_queries        ? 4
+                    : chunks == 1                     ? (one_row ? 4 : 8)
+                    : chunks <= 4                     ? 8
+                                                      : 6;
   auto const planned = [&](index_t blocks) {
     // No more blocks on a multiprocessor than it takes to hold all lanes: these get longer rings.
     // But a cluster may find some multiprocessors taken, so that two of its blocks should fit on

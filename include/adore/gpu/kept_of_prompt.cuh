@@ -54,6 +54,10 @@ struct prompt_split {
         static_cast<std::uint32_t>(ordered_priority(priority)) ^ 0x80000000U;
     return ordered < key_of_nan ? key_of_nan : ordered;
   }
+  /// The priority with this key, one above `key_of_nan`.
+  static ADORE_HOST_DEVICE constexpr float priority(std::uint32_t key) {
+    return priority_of_ordered(static_cast<std::int32_t>(key ^ 0x80000000U));
+  }
   /// Key of the token at position i; i >= tokens: none.
   ADORE_HOST_DEVICE constexpr std::uint32_t key(float priority, index_t i) const {
     if (i >= tokens) return key_of_no_token;

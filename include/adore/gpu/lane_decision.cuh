@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The end of a lane's step inside a kernel: the policy observes, victims are released, and slots
-// are reserved for the tokens to come. By one block, or by a cluster whose blocks share the slots.
+// are reserved for the tokens to come.
 #pragma once
 
 #include "adore/concepts.hpp"
@@ -39,8 +39,8 @@ __device__ __forceinline__ step_books books_at(ledger_view<P> const& ledger,
   return {ledger.rows[row], ledger.lanes[lane]};
 }
 
-/// Ends the step of one lane. All threads of the block (of the cluster) call it, and meet in it
-/// after their last use of the functions below.
+/// Ends the step of one lane. All threads that share it call this, and meet in it after their last
+/// use of the functions below.
 ///
 /// @param books            the row's and the lane's, as they are before the decision
 /// @param accepted         of the row's new tokens, how many stay; 1..count
@@ -103,8 +103,8 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
   bool const looks =
       observes_attention<P> || has_state || !one_level || view.occupied > view.budget;
   if (looks) {
-    index_t const step = Neighbours * static_cast<index_t>(blockDim.x);
-    index_t first = share.first + Neighbours * static_cast<index_t>(threadIdx.x);
+    index_t const step = Neighbours * share.threads();
+    index_t first = share.first + Neighbours * share.thread();
     neighbours<position_t, Neighbours> coming{};
     neighbours<slot_state, Neighbours> coming_states{};
     auto const ask = [&](index_t slot) {

@@ -16,13 +16,11 @@ inline constexpr index_t most_new_tokens = 16;  ///< of one row in one step, on 
 
 namespace detail {
 
-/// Inverse of `ordered_priority`, but for NaN, which comes back as -infinity.
+/// The priority that `order_key` was given; NaN comes back as `keep_never`.
 __device__ inline float priority_of_key(std::uint64_t key) {
   auto const ordered =
       static_cast<std::int32_t>(static_cast<std::uint32_t>(key >> 32U) ^ 0x80000000U);
-  if (ordered < ordered_keep_never) return keep_never;
-  auto const bits = static_cast<std::uint32_t>(ordered < 0 ? -ordered : ordered);
-  return priority_of_bits(ordered < 0 ? bits | 0x80000000U : bits);
+  return ordered < ordered_keep_never ? keep_never : priority_of_ordered(ordered);
 }
 
 inline constexpr std::uint32_t high_of_keep_never =
@@ -49,7 +47,7 @@ struct lane_end {
   __device__ __forceinline__ slot_state_of<P> state_in(index_t slot) const {
     return ledger.states_of(lane)[has_state ? slot : 0];
   }
-  __device__ __forceinline__ bool leads() const { return share.rank == 0 && threadIdx.x == 0; }
+  __device__ __forceinline__ bool leads() const { return share.rank == 0 && share.thread() == 0; }
 
   __device__ __forceinline__ keyed_slot key_of(index_t s,
                                                position_t p,
@@ -108,11 +106,11 @@ __device__ __noinline__ void release_and_reserve(lane_end<P> end,
   lane_share const& share = end.share;
   ledger_view<P> const& ledger = end.ledger;
   position_t* const positions = end.positions();
-  auto const threads = static_cast<index_t>(blockDim.x);
+  index_t const threads = share.threads();
   // each thread looks at the same slots every time, so that it sees what it wrote
   auto const lowest_of = [&](auto&& visit) {
     keyed_slot best{no_key, -1};
-    for (index_t s = share.first + static_cast<index_t>(threadIdx.x); s < share.end; s += threads) {
+    for (index_t s = share.first + share.thread(); s < share.end; s += threads) {
       position_t const p = positions[s];
       if (p < 0 || p > view.newest) continue;
       keyed_slot const candidate = visit(s, p);
@@ -134,7 +132,7 @@ __device__ __noinline__ void release_and_reserve(lane_end<P> end,
     keyed_slot last{no_key, -1};
     auto const free_last = [&] {
       if (last.slot >= share.first && last.slot < share.end &&
-          (last.slot - share.first) % threads == static_cast<index_t>(threadIdx.x)) {
+          (last.slot - share.first) % threads == share.thread()) {
         positions[last.slot] = no_position;
       }
     };
@@ -215,8 +213,7 @@ __device__ __noinline__ void release_and_reserve(lane_end<P> end,
       }
     } else if (holes > 0) {
       keyed_slot hole{no_key, -1};
-      for (index_t s = share.first + static_cast<index_t>(threadIdx.x); s < share.end;
-           s += threads) {
+      for (index_t s = share.first + share.thread(); s < share.end; s += threads) {
         if (hole.slot < 0 && __ldcg(positions + s) == no_position) {
           hole = {static_cast<std::uint64_t>(s), s};
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The threads that decide on a lane together: a block, or the blocks of a cluster, each with a part
-// of the lane's slots.
+// The threads that end a lane's step together: a block, the blocks of a cluster, each with a part
+// of the lane's slots, or one warp beside others that end lanes of their own.
 #pragma once
 
 #include "adore/gpu/warp.cuh"
@@ -24,6 +24,15 @@ struct decision_scratch {
 struct lane_share {
   unsigned rank = 0, blocks = 1;
   index_t first = 0, end = 0;
+  bool one_warp = false;  ///< of the block ends the lane; otherwise all do
+
+  /// Of the block's threads that end the lane: this one's number, and how many they are.
+  __device__ __forceinline__ index_t thread() const {
+    return one_warp ? lane_in_warp() : static_cast<index_t>(threadIdx.x);
+  }
+  __device__ __forceinline__ index_t threads() const {
+    return one_warp ? warp_threads : static_cast<index_t>(blockDim.x);
+  }
 };
 
 namespace detail {
@@ -32,12 +41,14 @@ namespace detail {
 __device__ __forceinline__ void sync_lane(lane_share const& share) {
   if (share.blocks > 1) {
     sync_cluster();
+  } else if (share.one_warp) {
+    __syncwarp();
   } else {
     __syncthreads();
   }
 }
 
-/// The smallest key of all threads of the block, or of the cluster; all threads call and learn it.
+/// The smallest key of all threads that end the lane; all of them call and learn it.
 ///
 /// @param turn  0 or 1, flipped by each call
 template <int Warps>
@@ -46,6 +57,10 @@ __device__ __forceinline__ keyed_slot smallest_in_lane(keyed_slot own,
                                                        decision_scratch<Warps>& shared,
                                                        unsigned& turn) {
   keyed_slot best = smallest_in_warp(own);
+  if (share.one_warp) {
+    __syncwarp();  // what the others wrote before is visible, as after a barrier
+    return best;
+  }
   int const warps = warps_in_block();
   if (lane_in_warp() == 0) shared.of_warp[turn][warp_in_block()] = best;
   __syncthreads();

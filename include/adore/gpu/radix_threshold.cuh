@@ -10,11 +10,13 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <limits>
 
 namespace adore::gpu::detail {
 
 // A tile is what a warp reads at once, 4 neighbouring priorities per thread.
 inline constexpr index_t best_of_tile = 4 * warp_threads;
+inline constexpr float quiet_nan = std::numeric_limits<float>::quiet_NaN();
 struct best_of_shared {
   std::uint32_t bins[257];       // of a digit; the last one is for keys that do not count
   std::uint32_t prefix;          // digits of the threshold found so far
@@ -22,7 +24,8 @@ struct best_of_shared {
   index_t above[32], equal[32];  // [warp] keys above and at the threshold
 };
 
-/// The keys of a lane's tokens, either stored in shared memory or formed anew each time.
+/// The keys of a lane's tokens, either stored in shared memory or formed anew each time. What is
+/// stored are priorities first.
 template <bool Stores>
 struct key_source {
   std::uint32_t* stored;  // [token, rounded up to tiles]
@@ -44,44 +47,44 @@ struct key_source {
             prompt_split::key(x.z),
             prompt_split::key(x.w)};
   }
-  /// Keys of these tokens, whatever they are.
-  __device__ uint4 form(index_t tile) const {
-    std::uint32_t key[4];
+  /// The same, whatever they are: protected ones come as infinity, none as NaN.
+  __device__ float4 read_any(index_t tile) const {
+    float x[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       index_t const i = tile + 4 * lane_in_warp() + c;
-      key[c] = split.key(i < split.tokens ? priorities[i] : 0.0F, i);
+      x[c] = i >= split.tokens ? quiet_nan : split.competes(i, i + 1) ? priorities[i] : -keep_never;
     }
-    return {key[0], key[1], key[2], key[3]};
+    return {x[0], x[1], x[2], x[3]};
   }
-  /// The same after the first pass.
+  /// Keys of tokens, from what was read of them.
+  __device__ uint4 form(index_t tile, float4 const& x) const {
+    if (split.competes(tile, tile + best_of_tile)) return form(x);
+    index_t const i = tile + 4 * lane_in_warp();
+    return {split.key(x.x, i), split.key(x.y, i + 1), split.key(x.z, i + 2), split.key(x.w, i + 3)};
+  }
+  /// Keys as the passes after the first see them.
   __device__ uint4 operator()(index_t tile) const {
     if constexpr (Stores) {
-      return *reinterpret_cast<uint4 const*>(stored + tile + 4 * lane_in_warp());
+      return *reinterpret_cast<uint4 const*>(place(tile));
     } else {
-      return plain(tile, tile + best_of_tile) ? form(read(tile)) : form(tile);
+      return form(tile, plain(tile, tile + best_of_tile) ? read(tile) : read_any(tile));
     }
   }
-  __device__ void store(index_t tile, uint4 const& four) const {
-    if constexpr (Stores) {
-      *reinterpret_cast<uint4*>(stored + tile + 4 * lane_in_warp()) = four;
-    }
+  /// Where the priorities, and then the keys, of the tokens tile + 4 x thread + 0..3 are stored.
+  __device__ std::uint32_t* place(index_t tile) const {
+    return stored + tile + 4 * lane_in_warp();
   }
 };
 
-/// Counts the keys of a warp's tiles [begin, end) by their highest digit while they are read.
-template <bool Stores>
-__device__ void count_first_digits(best_of_shared& shared,
-                                   key_source<Stores> const& keys,
-                                   index_t begin,
-                                   index_t end) {
-  auto const take = [&](index_t tile, uint4 const& four) {
-    keys.store(tile, four);
-    atomicAdd(&shared.bins[four.x >> 24U], 1U);
-    atomicAdd(&shared.bins[four.y >> 24U], 1U);
-    atomicAdd(&shared.bins[four.z >> 24U], 1U);
-    atomicAdd(&shared.bins[four.w >> 24U], 1U);
-  };
+/// Reads the priorities of a warp's tiles [begin, end).
+///
+/// @param take  `void (index_t tile, float4)`
+template <bool Stores, class Take>
+__device__ __forceinline__ void read_priorities(key_source<Stores> const& keys,
+                                                index_t begin,
+                                                index_t end,
+                                                Take&& take) {
   constexpr index_t together = 4;  // reads under way before the first is waited for
   index_t tile = begin;
   while (tile < end) {
@@ -91,14 +94,40 @@ __device__ void count_first_digits(best_of_shared& shared,
 #pragma unroll
       for (int n = 0; n < together; ++n) priorities[n] = keys.read(tile + n * best_of_tile);
 #pragma unroll
-      for (int n = 0; n < together; ++n) {
-        take(tile + n * best_of_tile, keys.form(priorities[n]));
-      }
+      for (int n = 0; n < together; ++n) take(tile + n * best_of_tile, priorities[n]);
       tile = upto;
     } else {
-      take(tile, keys.form(tile));
+      take(tile, keys.read_any(tile));
       tile += best_of_tile;
     }
+  }
+}
+
+/// Counts the keys of a warp's tiles [begin, end) by their highest digit. Where keys are stored
+/// they take the place of priorities.
+template <bool Stores>
+__device__ void count_first_digits(best_of_shared& shared,
+                                   key_source<Stores> const& keys,
+                                   index_t begin,
+                                   index_t end) {
+  auto const count = [&](uint4 const& four) {
+    atomicAdd(&shared.bins[four.x >> 24U], 1U);
+    atomicAdd(&shared.bins[four.y >> 24U], 1U);
+    atomicAdd(&shared.bins[four.z >> 24U], 1U);
+    atomicAdd(&shared.bins[four.w >> 24U], 1U);
+  };
+  if constexpr (Stores) {
+#pragma unroll 4
+    for (index_t tile = begin; tile < end; tile += best_of_tile) {
+      std::uint32_t* const place = keys.place(tile);
+      uint4 const four = keys.form(tile, *reinterpret_cast<float4 const*>(place));
+      *reinterpret_cast<uint4*>(place) = four;
+      count(four);
+    }
+  } else {
+    read_priorities(keys, begin, end, [&](index_t tile, float4 const& priorities) {
+      count(keys.form(tile, priorities));
+    });
   }
 }
 

@@ -39,6 +39,21 @@ __device__ __forceinline__ std::uint64_t read_once_hint() {
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(hint));
   return hint;
 }
+/// Loads that stay where they stand in the program, ahead of the branches that need them: the
+/// compiler would move them behind, one round trip to memory after the other.
+__device__ __forceinline__ int load_early_4(void const* from) {
+  int x;
+  asm volatile("ld.global.s32 %0, [%1];" : "=r"(x) : "l"(__cvta_generic_to_global(from)));
+  return x;
+}
+__device__ __forceinline__ uint4 load_early_16(void const* from) {
+  uint4 x;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(__cvta_generic_to_global(from)));
+  return x;
+}
+
 // ------------------------------------------------------------------ shared memory
 
 /// An address in this block's shared memory: half as wide as a pointer.
