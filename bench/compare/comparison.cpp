@@ -2,13 +2,12 @@
 // Read `run` first.
 #include "comparison.hpp"
 
-#include "llama/controller_file.hpp"
+#include "host_contestant.hpp"
 #include "llama/engine.hpp"
 #include "measures.hpp"
 
 #include <algorithm>
 #include <chrono>
-#include <memory>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -25,9 +24,7 @@ using full_weights = std::vector<std::vector<std::vector<float>>>;
 
 struct competitor {
   contestant asked;
-  std::unique_ptr<adore::controller> controller{};
-  std::unique_ptr<llama_example::token_scorer> scorer{};
-  std::unique_ptr<adore::any_cache> cache{};
+  host_contestant made;
   adore::index_t measured_from = 0;  ///< kept weight counts from this position
   std::vector<measures> by_row{};
   double stage_seconds = 0.0;
@@ -58,8 +55,8 @@ class match {
       step(t);
       report(t - asked_.prompt + 1, steps);
     }
-    for (competitor& each : field_) each.live_bytes = each.cache->live_bytes();
-    for (competitor& each : field_) each.cost = each.cache->rebuild_cost();
+    for (competitor& each : field_) each.live_bytes = each.made.cache->live_bytes();
+    for (competitor& each : field_) each.cost = each.made.cache->rebuild_cost();
     for (competitor& each : field_) time(each);
     std::vector<result> results;
     for (competitor const& each : field_) results.push_back(summary(each));
@@ -68,28 +65,16 @@ class match {
 
  private:
   void enter(contestant const& entry) {
-    competitor each{.asked = entry};
-    adore::cache_options options = engine_.cache_options();
-    options.reach = asked_.reach;
-    options.positions = asked_.positions;
-    options.rebuild = entry.rebuild;
-    if (!entry.controller.empty()) {
-      each.controller =
-          std::make_unique<adore::controller>(llama_example::read_controller(entry.controller));
-      each.scorer = std::make_unique<llama_example::token_scorer>(
-          *each.controller, engine_.weights(), asked_.sequences);
-    }
-    each.cache = engine_.make_cache(entry.policy,
-                                    {.rows = asked_.sequences,
-                                     .tokens = asked_.tokens + timed_steps,
-                                     .prompt = asked_.prompt,
-                                     .budget = entry.budget},
-                                    options);
-    for (int row = 0; row < asked_.sequences; ++row) {
-      each.cache->open(row, static_cast<std::uint64_t>(row));
-    }
-    each.measured_from =
-        each.cache->nominal_budget() == adore::unbounded ? 0 : each.cache->nominal_budget();
+    competitor each{.asked = entry,
+                    .made = make_host_contestant(entry,
+                                                 asked_,
+                                                 engine_,
+                                                 {.rows = asked_.sequences,
+                                                  .tokens = asked_.tokens + timed_steps,
+                                                  .prompt = asked_.prompt})};
+    each.measured_from = each.made.cache->nominal_budget() == adore::unbounded
+                             ? 0
+                             : each.made.cache->nominal_budget();
     each.by_row.resize(static_cast<std::size_t>(asked_.sequences));
     field_.push_back(std::move(each));
   }
@@ -102,8 +87,8 @@ class match {
   /// One group per competitor: `rows` and what its attention is watched for.
   llama_example::group group_of(std::size_t which, std::vector<adore::row_tokens> rows) {
     competitor& each = field_[which];
-    llama_example::group part{.cache = each.cache.get(), .rows = std::move(rows)};
-    part.scorer = each.scorer.get();
+    llama_example::group part{.cache = each.made.cache.get(), .rows = std::move(rows)};
+    part.scorer = each.made.scorer.get();
     part.watch = [this, &each, which](adore::attention_record const& seen) {
       // full attention holds every position, so that a position is an index
       std::vector<float>& full = full_lane(seen.row, seen.layer, seen.kv_head);
@@ -130,10 +115,10 @@ class match {
         auto const count = static_cast<adore::index_t>(asked_.prompt);
         std::span<std::int32_t const> const text(tokens_[row].data(),
                                                  static_cast<std::size_t>(count));
-        llama_example::group part{.cache = each.cache.get(),
+        llama_example::group part{.cache = each.made.cache.get(),
                                   .rows = {{static_cast<adore::index_t>(row), count, text}},
                                   .is_prompt = true,
-                                  .scorer = each.scorer.get()};
+                                  .scorer = each.made.scorer.get()};
         auto const logits = engine_.step({&part, 1}).last(vocabulary_);
         if (!full) full.emplace(logits);
         each.by_row[row].add(logits,
@@ -184,8 +169,9 @@ class match {
     std::vector<double> seconds;
     for (std::size_t i = 0; i < timed_steps; ++i) {
       std::span<std::int32_t const> const token(&tokens_[0][i % tokens_[0].size()], 1);
-      llama_example::group part{
-          .cache = each.cache.get(), .rows = {{0, 1, token}}, .scorer = each.scorer.get()};
+      llama_example::group part{.cache = each.made.cache.get(),
+                                .rows = {{0, 1, token}},
+                                .scorer = each.made.scorer.get()};
       auto const start = std::chrono::steady_clock::now();
       engine_.step({&part, 1});
       seconds.push_back(
@@ -204,18 +190,18 @@ class match {
     auto const tokens = static_cast<double>(asked_.tokens - asked_.prompt) * asked_.sequences;
     line.computed_per_token = static_cast<double>(each.cost.computed) / tokens;
     line.deferred_per_token = static_cast<double>(each.cost.deferred) / tokens;
-    line.settings = each.cache->policy();
-    if (each.cache->nominal_budget() != adore::unbounded) {
-      line.budget = each.cache->nominal_budget();
+    line.settings = each.made.cache->policy();
+    if (each.made.cache->nominal_budget() != adore::unbounded) {
+      line.budget = each.made.cache->nominal_budget();
     }
-    line.reach = each.cache->reach();
+    line.reach = each.made.cache->reach();
     line.tokens = asked_.tokens;
     line.perplexity = sums.perplexity();
     line.perplexity_second_half = sums.perplexity_second_half();
     line.kl = sums.mean_kl();
     line.top1 = sums.top1();
     line.kept_weight = sums.mean_kept_weight();
-    line.kv_bytes = each.cache->allocated_bytes();
+    line.kv_bytes = each.made.cache->allocated_bytes();
     line.kv_bytes_live = each.live_bytes;
     line.stage_us_per_token =
         1e6 * each.stage_seconds / (asked_.tokens - asked_.prompt) / asked_.sequences;

@@ -26,14 +26,17 @@ struct result {
   std::string settings;  ///< with all its fields
   std::optional<adore::index_t> budget;
   adore::scope reach{};
-  int tokens = 0;  ///< per sequence
+  int tokens = 0;  ///< per sequence, or of a prompt on average
   double perplexity = 0, perplexity_second_half = 0, kl = 0, top1 = 0, kept_weight = 0;
   std::size_t kv_bytes = 0, kv_bytes_live = 0;
   std::optional<double> stage_us_per_token;  ///< none: it cannot be told from the attention's
   double tokens_per_second = 0;
   adore::index_t rebuilt = 0;  ///< released tokens that are back at the same time, R
   double computed_per_token = 0,
-         deferred_per_token = 0;  ///< rows computed again; tokens that waited
+         deferred_per_token = 0;       ///< rows computed again; tokens that waited
+  std::optional<double> exact_match;   ///< share of right answers; then nothing above that looks at
+                                       ///< predictions, attention or time is measured
+  std::vector<std::string> answers{};  ///< to each case
 };
 
 /// Told now and then: steps done of how many.

@@ -6,6 +6,7 @@
 #include "comparison.hpp"
 #include "llama/model.hpp"
 #include "request.hpp"
+#include "retrieval.hpp"
 
 #include <cstdint>
 #include <optional>
@@ -23,5 +24,10 @@ std::vector<result> run_on_device(request const& asked,
                                   llama_example::model const& weights,
                                   std::vector<std::vector<std::int32_t>> const& tokens,
                                   progress const& report);
+
+/// As `retrieve`.
+std::vector<answered> retrieve_on_device(request const& asked,
+                                         llama_example::model const& weights,
+                                         progress const& report);
 
 }  // namespace comparison

@@ -2,8 +2,8 @@
 // Read `match::play` first. What comparison.cpp does on the host, with no host in between: a step
 // is one graph, and the sums stay on the device until the text is over.
 #include "device.hpp"
+#include "device_contestant.cuh"
 #include "device_measures.cuh"
-#include "llama/controller_file.hpp"
 #include "llama/gpu/device_cache.cuh"
 #include "llama/gpu/device_engine.cuh"
 #include "llama/gpu/device_model.cuh"
@@ -101,39 +101,18 @@ class match {
   cudaStream_t stream() const { return engine_->stream(); }
 
   void enter(contestant const& entry) {
-    llama_example::model const& m = weights_.numbers();
-    adore::cache_request const wanted{.rows = asked_.sequences,
-                                      .layers = m.layers,
-                                      .kv_heads = m.kv_heads,
-                                      .channels = m.channels,
-                                      .tokens = asked_.tokens + timed_steps,
-                                      .budget = entry.budget};
     competitor each{.asked = entry};
     bool exports = field_.empty();  // full attention, which the others are measured against
     adore::with_policy(entry.policy, entry.budget, [&](auto const& policy) {
-      exports = exports || adore::masks_attention<std::remove_cvref_t<decltype(policy)>>;
+      using P = std::remove_cvref_t<decltype(policy)>;
+      exports = exports || adore::masks_attention<P> || adore::limits_attention<P>;
     });
-    std::optional<adore::controller_weights> controller;
-    if (!entry.controller.empty()) {
-      controller = llama_example::read_controller(entry.controller);
-      if (controller->inputs != m.width) {
-        throw std::invalid_argument(entry.controller + " reads embeddings of " +
-                                    std::to_string(controller->inputs) +
-                                    " channels, the model's have " + std::to_string(m.width));
-      }
-    }
-    on_device::device_cache_options options;
-    options.reach = asked_.reach;
-    options.exports_weights = exports;
-    options.controller = controller ? &*controller : nullptr;
-    options.embeddings = weights_.embedding().data.data();
-    options.vocabulary = m.vocabulary;
-    options.rebuild = entry.rebuild;
-    each.cache = on_device::make_device_cache<float>(entry.policy, wanted, options);
+    each.cache = make_device_contestant(
+        entry, asked_, weights_, asked_.sequences, asked_.tokens + timed_steps, exports);
     each.measured_from =
         each.cache->nominal_budget() == adore::unbounded ? 0 : each.cache->nominal_budget();
     each.kept_weight = device_buffer<double>(static_cast<std::size_t>(asked_.sequences) *
-                                             static_cast<std::size_t>(m.kv_heads));
+                                             static_cast<std::size_t>(weights_.numbers().kv_heads));
     field_.push_back(std::move(each));
   }
 

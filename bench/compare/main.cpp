@@ -7,6 +7,7 @@
 #include "llama/vocabulary.hpp"
 #include "report.hpp"
 #include "request.hpp"
+#include "retrieval.hpp"
 
 #include <fmt/format.h>
 
@@ -14,8 +15,11 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -68,23 +72,31 @@ int compare_policies(comparison::request const& asked) {
           "python3-matplotlib)"};
     }
   }
+  bool const retrieves = !asked.cases.empty();
   auto const begin = clock_type::now();
-  std::string const text = read_text(asked.text);
-  auto const tokens = cut(llama_example::vocabulary(asked.model).encode(text), asked);
+  llama_example::vocabulary const vocabulary(asked.model);
+  std::vector<std::vector<std::int32_t>> tokens;
+  if (!retrieves) tokens = cut(vocabulary.encode(read_text(asked.text)), asked);
   llama_example::model const weights = llama_example::read_model(asked.model);
   double const loading = since(begin);
 
-  std::size_t const rows = asked.contestants.size() * tokens.size();
   fmt::print("{} ({:.0f} M parameters, float32{}), {}\n",
              asked.model,
              static_cast<double>(weights.parameters()) / 1e6,
              asked.on_device ? ", on the device" : "",
-             asked.text);
-  fmt::print("{} sequence(s) of {} tokens, {} policies and budgets = {} rows in lock-step\n",
-             tokens.size(),
-             asked.tokens,
-             asked.contestants.size(),
-             rows);
+             retrieves ? asked.retrieval : asked.text);
+  if (retrieves) {
+    fmt::print("{} prompts of {} tokens on average, {} policies and budgets\n",
+               asked.cases.size(),
+               asked.tokens,
+               asked.contestants.size());
+  } else {
+    fmt::print("{} sequence(s) of {} tokens, {} policies and budgets = {} rows in lock-step\n",
+               tokens.size(),
+               asked.tokens,
+               asked.contestants.size(),
+               asked.contestants.size() * tokens.size());
+  }
   fmt::print("rotary positions: {}{}\n",
              adore::word_of(asked.positions),
              asked.prompt > 0 ? fmt::format("; dense prompt of {} tokens", asked.prompt) : "");
@@ -96,23 +108,30 @@ int compare_policies(comparison::request const& asked) {
   auto const report = [&](int done, int all) {
     comparison::show_progress(done, all, since(start));
   };
+  std::optional<llama_example::engine> engine;
+  if (!asked.on_device) engine.emplace(weights, asked.threads);
   std::vector<comparison::result> results;
-  if (asked.on_device) {
-    results = comparison::run_on_device(asked, weights, tokens, report);
+  if (retrieves) {
+    auto answers = engine ? comparison::retrieve(asked, *engine, report)
+                          : comparison::retrieve_on_device(asked, weights, report);
+    results = comparison::graded(asked, std::move(answers), vocabulary);
   } else {
-    llama_example::engine engine(weights, asked.threads);
-    results = comparison::run(asked, engine, tokens, report);
+    results = engine ? comparison::run(asked, *engine, tokens, report)
+                     : comparison::run_on_device(asked, weights, tokens, report);
   }
   double const comparing = since(start);
   comparison::print_table(results);
   if (!asked.csv.empty()) comparison::write_csv(results, asked.csv);
   if (!asked.json.empty()) comparison::write_json(asked, results, asked.json);
   if (!asked.plot.empty()) comparison::write_plot(results, asked.plot);
-  fmt::print(
-      "\nppl: perplexity, and of the second half. KL, top1: against full attention. kept: share "
-      "of full attention's weight\nthat the kept tokens hold; attended: budget + R + 1. stage: the "
-      "policy's own time "
-      "per token. tok/s: one row alone.\n");
+  fmt::print("\n{}\n",
+             retrieves
+                 ? "exact: share of answers whose first number is the expected one. attended: "
+                   "budget + R + 1."
+                 : "ppl: perplexity, and of the second half. KL, top1: against full "
+                   "attention. kept: share of full attention's weight\nthat the kept tokens "
+                   "hold; attended: budget + R + 1. stage: the policy's own time per token. "
+                   "tok/s: one row alone.");
   fmt::print("seconds: model and text {:.1f}, comparison {:.1f}\n", loading, comparing);
   return 0;
 }

@@ -17,4 +17,10 @@ std::vector<result> run_on_device(request const&,
   throw std::logic_error(*why_no_device());
 }
 
+std::vector<answered> retrieve_on_device(request const&,
+                                         llama_example::model const&,
+                                         progress const&) {
+  throw std::logic_error(*why_no_device());
+}
+
 }  // namespace comparison

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 
 namespace comparison {
@@ -42,6 +43,23 @@ std::string budget_text(result const& line, char const* none) {
   return line.budget ? std::to_string(*line.budget) : none;
 }
 
+/// A figure that a comparison on a text has, and a retrieval has not.
+std::optional<double> of_text(result const& line, double figure) {
+  return line.exact_match ? std::nullopt : std::optional(figure);
+}
+
+nlohmann::json json_of(std::optional<double> figure) {
+  return figure ? nlohmann::json(*figure) : nlohmann::json();
+}
+
+std::string csv_of(std::optional<double> figure, int digits) {
+  return figure ? fmt::format("{:.{}g}", *figure, digits) : "";
+}
+
+std::optional<double> speed_of(result const& line) {
+  return line.tokens_per_second > 0 ? std::optional(line.tokens_per_second) : std::nullopt;
+}
+
 nlohmann::json json_of(std::vector<result> const& results) {
   nlohmann::json lines = nlohmann::json::array();
   for (result const& line : results) {
@@ -51,27 +69,54 @@ nlohmann::json json_of(std::vector<result> const& results) {
          {"budget", line.budget ? nlohmann::json(*line.budget) : nlohmann::json()},
          {"scope", adore::word_of(line.reach)},
          {"tokens", line.tokens},
-         {"perplexity", line.perplexity},
-         {"perplexity_second_half", line.perplexity_second_half},
-         {"kl", line.kl},
-         {"top1", line.top1},
-         {"kept_weight", line.kept_weight},
+         {"perplexity", json_of(of_text(line, line.perplexity))},
+         {"perplexity_second_half", json_of(of_text(line, line.perplexity_second_half))},
+         {"kl", json_of(of_text(line, line.kl))},
+         {"top1", json_of(of_text(line, line.top1))},
+         {"kept_weight", json_of(of_text(line, line.kept_weight))},
+         {"exact_match", json_of(line.exact_match)},
          {"kv_bytes", line.kv_bytes},
          {"kv_bytes_live", line.kv_bytes_live},
-         {"stage_us_per_token",
-          line.stage_us_per_token ? nlohmann::json(*line.stage_us_per_token) : nlohmann::json()},
+         {"stage_us_per_token", json_of(line.stage_us_per_token)},
          {"rebuilt", line.rebuilt},
-         {"computed_per_token", line.computed_per_token},
-         {"deferred_per_token", line.deferred_per_token},
-         {"tokens_per_second",
-          line.tokens_per_second > 0 ? nlohmann::json(line.tokens_per_second) : nlohmann::json()}});
+         {"computed_per_token", json_of(of_text(line, line.computed_per_token))},
+         {"deferred_per_token", json_of(of_text(line, line.deferred_per_token))},
+         {"tokens_per_second", json_of(speed_of(line))}});
+    if (line.exact_match) lines.back()["answers"] = line.answers;
   }
   return lines;
+}
+
+void print_retrieval(std::vector<result> const& results) {
+  fmt::print("{:<70} {:>6} {:>3} {:>8} {:>8} {:>6} {:>8} {:>8}\n",
+             "policy",
+             "budget",
+             "R",
+             "attended",
+             "scope",
+             "exact",
+             "KV MB",
+             "live MB");
+  for (result const& line : results) {
+    fmt::print("{:<70} {:>6} {:>3} {:>8} {:>8} {:>6.3f} {:>8.2f} {:>8.2f}\n",
+               line.policy,
+               budget_text(line, "-"),
+               line.rebuilt > 0 ? std::to_string(line.rebuilt) : "-",
+               line.budget ? std::to_string(*line.budget + line.rebuilt + 1) : "-",
+               adore::word_of(line.reach),
+               *line.exact_match,
+               static_cast<double>(line.kv_bytes) / 1e6,
+               static_cast<double>(line.kv_bytes_live) / 1e6);
+  }
 }
 
 }  // namespace
 
 void print_table(std::vector<result> const& results) {
+  if (results.front().exact_match) {
+    print_retrieval(results);
+    return;
+  }
   fmt::print(
       "{:<30} {:>6} {:>3} {:>8} {:>8} {:>9} {:>9} {:>7} {:>6} {:>6} {:>8} {:>8} {:>8} {:>7}\n",
       "policy",
@@ -112,37 +157,36 @@ void print_table(std::vector<result> const& results) {
 
 void write_csv(std::vector<result> const& results, std::string const& name) {
   std::ofstream file = open_file(name);
-  file << "policy,budget,scope,tokens,perplexity,perplexity_second_half,kl,top1,kept_weight,kv_"
-          "bytes,"
-          "kv_bytes_live,stage_us_per_token,tokens_per_second,rebuilt,computed_per_token,"
-          "deferred_per_token,settings\n";
+  file << "policy,budget,scope,tokens,perplexity,perplexity_second_half,kl,top1,kept_weight,"
+          "exact_match,kv_bytes,kv_bytes_live,stage_us_per_token,tokens_per_second,rebuilt,"
+          "computed_per_token,deferred_per_token,settings\n";
   for (result const& line : results) {
-    file << fmt::format(
-        "{},{},{},{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g},{},{},{},{},{},{:.4g},{:.4g},{}\n",
-        quoted(line.policy),
-        budget_text(line, ""),
-        adore::word_of(line.reach),
-        line.tokens,
-        line.perplexity,
-        line.perplexity_second_half,
-        line.kl,
-        line.top1,
-        line.kept_weight,
-        line.kv_bytes,
-        line.kv_bytes_live,
-        line.stage_us_per_token ? fmt::format("{:.4g}", *line.stage_us_per_token) : "",
-        line.tokens_per_second > 0 ? fmt::format("{:.4g}", line.tokens_per_second) : "",
-        line.rebuilt,
-        line.computed_per_token,
-        line.deferred_per_token,
-        quoted(line.settings));
+    file << fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
+                        quoted(line.policy),
+                        budget_text(line, ""),
+                        adore::word_of(line.reach),
+                        line.tokens,
+                        csv_of(of_text(line, line.perplexity), 6),
+                        csv_of(of_text(line, line.perplexity_second_half), 6),
+                        csv_of(of_text(line, line.kl), 6),
+                        csv_of(of_text(line, line.top1), 6),
+                        csv_of(of_text(line, line.kept_weight), 6),
+                        csv_of(line.exact_match, 6),
+                        line.kv_bytes,
+                        line.kv_bytes_live,
+                        csv_of(line.stage_us_per_token, 4),
+                        csv_of(speed_of(line), 4),
+                        line.rebuilt,
+                        csv_of(of_text(line, line.computed_per_token), 4),
+                        csv_of(of_text(line, line.deferred_per_token), 4),
+                        quoted(line.settings));
   }
   if (!file.flush()) throw std::runtime_error("cannot write " + name);
 }
 
 void write_json(request const& asked, std::vector<result> const& results, std::string const& name) {
   nlohmann::json const document = {{"model", asked.model},
-                                   {"text", asked.text},
+                                   {"text", asked.retrieval.empty() ? asked.text : asked.retrieval},
                                    {"tokens", asked.tokens},
                                    {"sequences", asked.sequences},
                                    {"prompt", asked.prompt},

@@ -8,8 +8,11 @@
 
 #include <CLI/CLI.hpp>
 
+#include <cstdint>
 #include <iostream>
+#include <iterator>
 #include <map>
+#include <stdexcept>
 #include <string_view>
 #include <thread>
 #include <type_traits>
@@ -37,14 +40,20 @@ std::vector<std::string> split(std::string const& text, char separator) {
   return parts;
 }
 
-std::vector<adore::index_t> read_budgets(std::string const& text) {
+/// @param tokens  of a sequence, which "N%" is a share of
+std::vector<adore::index_t> read_budgets(std::string const& text, int tokens) {
   std::vector<adore::index_t> budgets;
-  for (std::string const& part : split(text, ',')) {
+  for (std::string part : split(text, ',')) {
+    std::string const written = part;
+    bool const is_share = part.ends_with('%');
+    if (is_share) part.pop_back();
     adore::index_t budget = 0;
-    if (!adore::detail::read_value(part, budget) || budget < 0) {
-      throw mistake{"--budgets: '" + part + "' is not a number of tokens"};
+    if (!adore::detail::read_value(part, budget) || budget < 0 || (is_share && budget > 100)) {
+      throw mistake{"--budgets: '" + written +
+                    "' is neither a number of tokens nor a share of them (0% to 100%)"};
     }
-    budgets.push_back(budget);
+    budgets.push_back(is_share ? static_cast<adore::index_t>(std::int64_t{tokens} * budget / 100)
+                               : budget);
   }
   if (budgets.empty()) throw mistake{"--budgets: at least one number of tokens is needed"};
   return budgets;
@@ -78,6 +87,19 @@ void refuse_what_the_device_cannot(request const& asked) {
   if (asked.positions != adore::position_scheme::original) {
     throw mistake{"--device cuda turns keys once, when they come: --positions must be original"};
   }
+}
+
+/// Reads the cases, whose prompts take the place of a text.
+void read_cases(request& asked, int count) {
+  llama_example::vocabulary const vocabulary(asked.model);
+  try {
+    asked.cases = read_retrieval_cases(asked.retrieval, vocabulary, count);
+  } catch (std::runtime_error const& error) {
+    throw mistake{std::string("--retrieval: ") + error.what()};
+  }
+  std::int64_t tokens = 0;
+  for (retrieval_case const& one : asked.cases) tokens += std::ssize(one.prompt);
+  asked.tokens = static_cast<int>(tokens / std::ssize(asked.cases));
 }
 
 contestant read_contestant(std::string const& text) {
@@ -124,7 +146,7 @@ void add_contestants(contestant const& what,
 
 }  // namespace
 
-std::optional<request> read_request(int count, char** arguments) {
+std::optional<request> read_request(int argument_count, char** arguments) {
   request asked;
   asked.threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   std::string policies = "all";
@@ -141,14 +163,33 @@ std::optional<request> read_request(int count, char** arguments) {
       "them:\n"
       "the others are measured against it on the same text."};
   app.add_option("--model", asked.model, "GGUF file of a Llama-family model")->required();
-  app.add_option("--text",
-                 asked.text,
-                 "file with plain text, or .jsonl lines whose \"text\" fields are joined")
-      ->required();
-  app.add_option("--tokens", asked.tokens, "tokens per sequence")->capture_default_str();
-  app.add_option(
-         "--sequences", asked.sequences, "the text is cut into so many sequences, from its start")
-      ->capture_default_str();
+  auto* const text =
+      app.add_option("--text",
+                     asked.text,
+                     "file with plain text, or .jsonl lines whose \"text\" fields are joined");
+  auto* const tokens =
+      app.add_option("--tokens", asked.tokens, "tokens per sequence")->capture_default_str();
+  auto* const sequences = app.add_option("--sequences",
+                                         asked.sequences,
+                                         "the text is cut into so many sequences, from its start")
+                              ->capture_default_str();
+  auto* const retrieval = app.add_option(
+      "--retrieval",
+      asked.retrieval,
+      "instead of a text: .jsonl cases of line retrieval, as LongEval has them (\"prompt\",\n"
+      "\"expected_number\"). Each prompt is streamed, the question last; then each policy answers\n"
+      "greedily. Right is an answer whose first number is the expected one");
+  int cases = 0;
+  auto* const count = app.add_option("--cases", cases, "first cases of that file, 0: all")
+                          ->check(CLI::NonNegativeNumber)
+                          ->capture_default_str();
+  auto* const answer = app.add_option("--answer-tokens", asked.answer_tokens, "of an answer")
+                           ->check(CLI::PositiveNumber)
+                           ->capture_default_str();
+  auto* const together =
+      app.add_option("--together", asked.together, "cases that run beside each other")
+          ->check(CLI::PositiveNumber)
+          ->capture_default_str();
   app.add_option(
          "--policies",
          policies,
@@ -162,16 +203,18 @@ std::optional<request> read_request(int count, char** arguments) {
   app.add_option(
          "--budgets",
          budgets,
-         "tokens that a lane keeps after each step, separated by commas; a policy's other\n"
-         "fields follow by their defaults (sinks 4; recent m/2 for h2o and h2o_per_age, m/4\n"
+         "tokens that a lane keeps after each step, separated by commas, or a share, 50%, of\n"
+         "--tokens or of the prompts' mean length; a policy's other fields follow by their\n"
+         "defaults (sinks 4; recent m/2 for h2o and h2o_per_age, m/4\n"
          "for decayed_h2o); policies without a budget run once")
       ->capture_default_str();
-  app.add_option(
-         "--prompt",
-         asked.prompt,
-         "so many tokens of each sequence enter at once by dense attention, followed by one\n"
-         "selection; only the tokens after them are measured")
-      ->capture_default_str();
+  auto* const prompt =
+      app.add_option(
+             "--prompt",
+             asked.prompt,
+             "so many tokens of each sequence enter at once by dense attention, followed by one\n"
+             "selection; only the tokens after them are measured")
+          ->capture_default_str();
   app.add_option("--scope",
                  reach,
                  "what has a kept set of its own: model, layer, kv_head, or default: each policy's")
@@ -191,8 +234,11 @@ std::optional<request> read_request(int count, char** arguments) {
       "--plot",
       asked.plot,
       "plots quality against budget to FILE.png and FILE.svg (needs python3-matplotlib)");
+  for (auto* const one : {text, tokens, sequences, prompt}) retrieval->excludes(one);
+  for (auto* const one : {count, answer, together}) one->needs(retrieval);
   try {
-    app.parse(count, arguments);
+    app.parse(argument_count, arguments);
+    if (!*text && !*retrieval) throw CLI::RequiredError("--text or --retrieval");
   } catch (CLI::CallForHelp const&) {
     std::cout << app.help();
     return std::nullopt;
@@ -225,10 +271,11 @@ std::optional<request> read_request(int count, char** arguments) {
   if (all) {
     policies = std::string(all_policies) + (asked.prompt > 0 ? ";snapkv" : "");
   }
+  if (!asked.retrieval.empty()) read_cases(asked, cases);
   asked.contestants.push_back(read_contestant(adore::keep_all::name));
-  std::vector<adore::index_t> const tokens_kept = read_budgets(budgets);
-  for (std::string const& text : split(policies, ';')) {
-    contestant const what = read_contestant(text);
+  std::vector<adore::index_t> const tokens_kept = read_budgets(budgets, asked.tokens);
+  for (std::string const& written : split(policies, ';')) {
+    contestant const what = read_contestant(written);
     std::string const& policy = what.policy;
     if (adore::policy_text::parse(policy).name == adore::keep_all::name) continue;
     if (std::string const reason = asked.on_device ? why_host_only(policy) : ""; !reason.empty()) {

@@ -2,6 +2,7 @@
 // What a comparison is asked to do, read from the command line and checked before any long work.
 #pragma once
 
+#include "retrieval_cases.hpp"
 #include <adore/rebuild/schedule.hpp>
 #include <adore/types.hpp>
 
@@ -22,9 +23,12 @@ struct contestant {
 
 struct request {
   std::string model, text;
-  int tokens = 768;  ///< per sequence
+  int tokens = 768;  ///< per sequence, or of the cases' prompts on average
   int sequences = 1;
-  int prompt = 0;  ///< tokens of each sequence that enter densely, 0: none
+  int prompt = 0;                     ///< tokens of each sequence that enter densely, 0: none
+  std::string retrieval;              ///< file with cases of line retrieval instead of a text
+  std::vector<retrieval_case> cases;  ///< of that file
+  int answer_tokens = 32, together = 64;
   int threads = 1;
   bool on_device = false;             ///< the engine of examples/llama/gpu instead of the host's
   std::optional<adore::scope> reach;  ///< none: each policy's own

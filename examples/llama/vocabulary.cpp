@@ -5,6 +5,7 @@
 #include <llama.h>
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <unordered_set>
 
@@ -68,16 +69,24 @@ vocabulary::vocabulary(std::string const& path) {
 std::vector<std::int32_t> vocabulary::encode(std::string_view text) const {
   llama_vocab const* const vocab = llama_model_get_vocab(model_.get());
   auto const length = static_cast<std::int32_t>(text.size());
-  std::vector<std::int32_t> tokens(text.size() + 8);  // a token has one byte or more
+  std::vector<std::int32_t> tokens(text.size() + 8);  // mostly a token has one byte or more
+  auto const tokenise = [&] {
+    return llama_tokenize(vocab,
+                          text.data(),
+                          length,
+                          tokens.data(),
+                          static_cast<std::int32_t>(tokens.size()),
+                          false,
+                          false);
+  };
   std::int32_t count = -1;
   try {
-    count = llama_tokenize(vocab,
-                           text.data(),
-                           length,
-                           tokens.data(),
-                           static_cast<std::int32_t>(tokens.size()),
-                           false,
-                           false);
+    count = tokenise();
+    // a space that has no token of its own is spelled by several; the least number is an error
+    if (count < 0 && count > std::numeric_limits<std::int32_t>::min()) {
+      tokens.resize(static_cast<std::size_t>(-count));
+      count = tokenise();
+    }
   } catch (std::out_of_range const&) {
     throw std::runtime_error("the text cannot be tokenised: the model lacks a token for a byte");
   }

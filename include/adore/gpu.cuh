@@ -19,5 +19,7 @@
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/paged_view.cuh"
 #include "adore/gpu/rope.cuh"
+#include "adore/gpu/token_ids.cuh"
 #include "adore/gpu/token_scores.cuh"
+#include "adore/gpu/top_k_attention.cuh"
 #include "adore/gpu/weights.cuh"

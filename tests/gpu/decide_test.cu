@@ -1,222 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // The decision of every policy in every scope, on the device and on the host, from the same
-// weights: dyadic ones, so that sums are exact and the kept sets must be the same.
-#include "support/agreement.cuh"
+// weights.
+#include "support/decision_case.cuh"
 #include <adore/gpu/decide.cuh>
 #include <adore/gpu/device_buffer.cuh>
 #include <adore/gpu/device_ledger.cuh>
+#include <adore/policies/adaptors/in_blocks.hpp>
+#include <adore/policies/adaptors/newest_of_equals_first.hpp>
+#include <adore/policies/adaptors/with_protection.hpp>
 #include <adore/policies/every_policy.hpp>
 
 #include <doctest/doctest.h>
 
-#include <cstdint>
-#include <string>
+#include <cstddef>
 #include <vector>
 
 namespace adore::testing {
 namespace {
-
-/// A weight in {0, 1/64, ..., 15/64} that depends on who attends whom.
-ADORE_HOST_DEVICE inline float dyadic_weight(std::uint32_t salt,
-                                             index_t layer,
-                                             index_t row,
-                                             index_t head,
-                                             position_t query,
-                                             position_t key) {
-  std::uint32_t x = salt;
-  for (int const part : {layer, row, head, query, key}) {
-    x = (x ^ static_cast<std::uint32_t>(part)) * 0x9E3779B1U;
-    x ^= x >> 15U;
-  }
-  return static_cast<float>(x % 16U) / 64.0F;
-}
-ADORE_HOST_DEVICE inline float dyadic_norm(
-    std::uint32_t salt, index_t layer, index_t row, index_t head, position_t position) {
-  return 64.0F * dyadic_weight(salt + 1, layer, row, head, position, position);
-}
-
-template <class P>
-__global__ void give_weights(
-    gpu::ledger_view<P> ledger, std::uint32_t salt, index_t layer, float* weights, float* norms) {
-  auto const head = static_cast<index_t>(blockIdx.x);
-  auto const row = static_cast<index_t>(blockIdx.y);
-  index_t const lane = ledger.lane(row, layer, head);
-  position_t const next = ledger.rows[row].next;
-  index_t const count = ledger.rows[row].count;
-  for (index_t j = 0; j < count; ++j) {
-    index_t const query = (row * ledger.kv_heads + head) * ledger.max_new + j;
-    if (threadIdx.x == 0) norms[query] = dyadic_norm(salt, layer, row, head, next + j);
-    for (auto s = static_cast<index_t>(threadIdx.x); s < ledger.slots;
-         s += static_cast<index_t>(blockDim.x)) {
-      position_t const p = ledger.positions[ledger.cell(lane) + s];
-      bool const sees = p >= 0 && p <= next + j;
-      weights[static_cast<std::int64_t>(query) * ledger.stride + s] =
-          sees ? dyadic_weight(salt, layer, row, head, next + j, p) : 0.0F;
-    }
-  }
-}
-
-struct decide_case {
-  scope reach = scope::kv_head;
-  index_t max_new = 1;
-  std::uint32_t salt = 1;
-  bool drafts = false;  ///< only a part of each step's tokens is accepted
-};
-
-template <class P>
-agreement run_both(P const& policy, decide_case const& c) {
-  constexpr index_t rows = 3, layers = 2, heads = 2, budget_slots = 40;
-  kv_shape const shape{rows, layers, heads, budget_slots + c.max_new, 64};
-  cudaStream_t const stream = nullptr;
-  gpu::device_ledger<P> device(policy, shape, c.reach, c.max_new, 1 << 16);
-  ledger<P> host(policy, shape, c.reach, c.max_new);
-  auto const& view = device.view();
-  auto const queries = static_cast<std::size_t>(rows * heads * c.max_new);
-  auto const layer_weights = queries * static_cast<std::size_t>(view.stride);
-  gpu::device_buffer<float> weights(layers * layer_weights), norms(layers * queries);
-  gpu::device_buffer<index_t> accepted_on_device(rows);
-  std::vector<index_t> counts(rows, 0);
-  agreement agrees;
-  std::uint32_t random = c.salt;
-  auto const draw = [&random](std::uint32_t below) {
-    random = random * 1664525U + 1013904223U;
-    return (random >> 8U) % below;
-  };
-  std::uint64_t seen_releases = 0;
-  std::size_t host_releases = 0;
-  for (int step = 0; step < 130; ++step) {
-    for (index_t row = 0; row < rows; ++row) {
-      if (step == 7 * row) {  // ragged: rows begin at different times
-        device.open_async(stream, row, 77U + static_cast<unsigned>(row));
-        host.open(row, 77U + static_cast<unsigned>(row));
-      }
-      bool const open = step >= 7 * row;
-      counts[static_cast<std::size_t>(row)] =
-          !open ? 0
-                : static_cast<index_t>(c.max_new == 1
-                                           ? 1 + 0 * step
-                                           : 1 + draw(static_cast<std::uint32_t>(c.max_new)));
-      if (open && step % 11 == 10) counts[static_cast<std::size_t>(row)] = row == 1 ? 0 : 1;
-    }
-    device.set_counts(stream, counts);
-    std::vector<index_t> accepted = counts;
-    if (c.drafts) {
-      for (index_t& a : accepted) a = static_cast<index_t>(draw(static_cast<std::uint32_t>(a + 1)));
-    }
-    accepted_on_device.copy_from_async(accepted, stream);
-
-    // device
-    for (index_t layer = 0; layer < layers; ++layer) {
-      give_weights<P><<<dim3(heads, rows), 64, 0, stream>>>(
-          view,
-          c.salt,
-          layer,
-          weights.data() + static_cast<std::size_t>(layer) * layer_weights,
-          norms.data() + static_cast<std::size_t>(layer) * queries);
-      gpu::check(cudaGetLastError());
-    }
-    bool const one_decision = c.reach == scope::model;  // it ends the step, too
-    index_t const decisions = one_decision ? 1 : layers;
-    for (index_t layer = 0; layer < decisions; ++layer) {
-      gpu::decide_async(
-          stream,
-          view,
-          policy,
-          layer,
-          {.weights = weights.data() + static_cast<std::size_t>(layer) * layer_weights,
-           .key_norms = norms.data() + static_cast<std::size_t>(layer) * queries,
-           .accepted = c.drafts ? accepted_on_device.data() : nullptr,
-           .advances = one_decision});
-    }
-    if (!one_decision) {
-      gpu::advance_async(stream, view, c.drafts ? accepted_on_device.data() : nullptr);
-    }
-
-    // host
-    host.forget_released();
-    for (index_t row = 0; row < rows; ++row) {
-      index_t const count = counts[static_cast<std::size_t>(row)];
-      index_t const stay = accepted[static_cast<std::size_t>(row)];
-      if (count == 0) continue;
-      position_t const next = host.next_position(row);
-      for (index_t in_row = 0; in_row < host.lanes_per_row(); ++in_row) {
-        index_t const lane = row * host.lanes_per_row() + in_row;
-        host.place(lane, count);
-        auto const slots = host.slots_of(lane);
-        lane_extent const extent = host.extent_of(lane);
-        std::vector<float> combined(static_cast<std::size_t>(shape.slots), 0.0F);
-        auto const each = [&](auto&& visit) {
-          for (index_t l = extent.first_layer; l < extent.end_layer; ++l) {
-            for (index_t h = extent.first_head; h < extent.end_head; ++h) visit(l, h);
-          }
-        };
-        for (index_t j = 0; j < stay; ++j) {
-          float const factor = query_weight_of(policy, stay - 1 - j);
-          for (index_t s = 0; s < shape.slots; ++s) {
-            position_t const p = slots.positions[s];
-            if (p < 0 || p > next + j) continue;
-            each([&](index_t l, index_t h) {
-              combined[static_cast<std::size_t>(s)] +=
-                  factor * dyadic_weight(c.salt, l, row, h, next + j, p);
-            });
-          }
-        }
-        if constexpr (scores_keys<P>) {
-          for (index_t j = 0; j < count; ++j) {
-            each([&](index_t l, index_t h) {
-              policy.score_key(slots.state(host.new_slots(lane)[static_cast<std::size_t>(j)]),
-                               dyadic_norm(c.salt, l, row, h, next + j));
-            });
-          }
-        }
-        host.commit(lane, stay, observes_attention<P> ? combined.data() : nullptr);
-      }
-      host.advance(row, stay);
-    }
-    host_releases += host.released().size();
-    if (step % 5 == 4) {
-      for (index_t row = 0; row < rows; ++row) {
-        if (!host.is_open(row)) continue;
-        auto copy = on_host(device, stream, row);
-        compare_kept(copy, host, row, agrees);
-      }
-    }
-  }
-  // the ring tells the host the same
-  auto const entries = device.released_since(stream, seen_releases);
-  CHECK(entries.size() == host_releases);
-  for (std::size_t i = 0; i < entries.size(); ++i) CHECK(entries[i].number == i + 1);
-  CHECK(device.tokens_without_room(stream) == 0);
-  return agrees;
-}
-
-template <class P>
-void check_everywhere(P const& policy, bool exact = true) {
-  int differences = 0, lanes = 0;
-  for (scope const reach : {scope::kv_head, scope::layer, scope::model}) {
-    for (decide_case c : {decide_case{.max_new = 1},
-                          decide_case{.max_new = 1, .salt = 2},
-                          decide_case{.max_new = 6, .salt = 3},
-                          decide_case{.max_new = 6, .salt = 4, .drafts = true}}) {
-      c.reach = reach;
-      CAPTURE(word_of(reach));
-      CAPTURE(c.max_new);
-      CAPTURE(c.salt);
-      auto const agrees = run_both(policy, c);
-      CHECK(agrees.lanes > 0);
-      CHECK(agrees.worse_than_near_ties == 0);
-      if (exact) CHECK(agrees.differences == 0);
-      differences += agrees.differences;
-      lanes += agrees.lanes;
-    }
-  }
-  MESSAGE(std::string(P::name),
-          ": ",
-          differences,
-          " near-ties decided otherwise in ",
-          lanes,
-          " kept sets");
-}
 
 TEST_CASE("the device keeps what the host keeps: sliding_window") {
   check_everywhere(sliding_window{.size = 30});
@@ -260,6 +60,34 @@ TEST_CASE("the device keeps what the host keeps: random_reservoir") {
 }
 TEST_CASE("the device keeps what the host keeps: random_victim") {
   check_everywhere(random_victim{.size = 20});
+}
+
+TEST_CASE("the device keeps what the host keeps: sparse_transformer, dynamic_top_k") {
+  check_everywhere(sparse_transformer{});
+  check_everywhere(dynamic_top_k{.count = 5});
+}
+TEST_CASE("the device keeps what the host keeps: sentinel") {
+  check_everywhere(sentinel{.open = 1, .close = 2});
+  check_everywhere(sentinel{.open = 1, .close = 2, .tail = 7});
+}
+TEST_CASE("the device marks what the host marks: h2o_mask_simulation") {
+  check_everywhere(h2o_mask_simulation{.heavy = 10, .recent = 6});
+  check_everywhere(h2o_mask_simulation{.heavy = 0, .recent = 1});
+}
+TEST_CASE("the device keeps what the host keeps: whole blocks") {
+  check_everywhere(in_blocks<h2o>{{}, {.heavy = 20, .recent = 10}, 4});
+  check_everywhere(in_blocks<h2o>{{}, {.heavy = 20, .recent = 0}, 1});
+  check_everywhere(in_blocks<sliding_window>{{}, {.size = 30}, 7});
+  check_everywhere(in_blocks<random_victim>{{}, {.size = 21}, 3});
+  check_everywhere(in_blocks<strided>{{}, {.interval = 4, .window = 2}, 2});
+}
+TEST_CASE("the device keeps what the host keeps: whole blocks within other adaptors") {
+  // blocks of equal rank are many: all weights are those of the last query
+  check_everywhere(in_blocks<newest_of_equals_first<tova>>{{}, {{}, {.size = 20}}, 4});
+  check_everywhere(with_protection<in_blocks<h2o>>{{}, {{}, {.heavy = 30, .recent = 0}, 5}, 3, 6});
+}
+TEST_CASE("blocks larger than what is not protected: the rest goes token by token") {
+  check_everywhere(in_blocks<h2o>{{}, {.heavy = 4, .recent = 12}, 16});
 }
 
 TEST_CASE("a smaller budget is reached by the next decision, protected tokens last") {

@@ -40,7 +40,9 @@ TEST_CASE("the comparison's table is the same from host and device") {
                        {"h2o", 8},
                        {"tova", 16},
                        {"strided(bound=none)", {}},
-                       {"sparse_transformer", {}}};
+                       {"sparse_transformer", {}},
+                       {"h2o_mask_simulation", 8},
+                       {"dynamic_top_k", 8}};
   std::mt19937 random(11);
   std::uniform_int_distribution<std::int32_t> distribution(0, model.vocabulary - 1);
   std::vector<std::vector<std::int32_t>> tokens(2);
@@ -73,5 +75,38 @@ TEST_CASE("the comparison's table is the same from host and device") {
     CHECK(a.kv_bytes_live == b.kv_bytes_live);
     CHECK_FALSE(a.stage_us_per_token);
     CHECK(a.tokens_per_second > 0.0);
+  }
+}
+
+TEST_CASE("answers are the same from host and device, whatever the prompts' lengths") {
+  temporary_folder const folder;
+  tiny_model({.heads = 4, .kv_heads = 2, .channels = 64, .rope_channels = 64})
+      .write(folder.file("tiny.gguf"));
+  llama_example::model const model = llama_example::read_model(folder.file("tiny.gguf"));
+
+  comparison::request asked;
+  asked.answer_tokens = 7, asked.together = 2;
+  asked.contestants = {{"keep_all", {}}, {"streaming_llm", 8}, {"h2o", 8}, {"tova", 16}};
+  std::mt19937 random(13);
+  std::uniform_int_distribution<std::int32_t> distribution(0, model.vocabulary - 1);
+  for (int const length : {23, 31, 17}) {
+    comparison::retrieval_case& one = asked.cases.emplace_back();
+    for (int t = 0; t < length; ++t) one.prompt.push_back(distribution(random));
+  }
+
+  llama_example::engine engine(model, 1);
+  auto const on_host = comparison::retrieve(asked, engine, [](int, int) {});
+  int reported = 0;
+  auto const on_device = comparison::retrieve_on_device(
+      asked, model, [&](int done, int all) { reported = 100 * done / all; });
+
+  CHECK(reported == 100);
+  REQUIRE(on_device.size() == on_host.size());
+  for (std::size_t i = 0; i < on_host.size(); ++i) {
+    CAPTURE(on_host[i].line.settings);
+    CHECK(on_device[i].answers == on_host[i].answers);
+    CHECK(on_device[i].line.settings == on_host[i].line.settings);
+    CHECK(on_device[i].line.budget == on_host[i].line.budget);
+    CHECK(on_device[i].line.kv_bytes == on_host[i].line.kv_bytes);
   }
 }

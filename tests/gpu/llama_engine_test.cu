@@ -168,11 +168,13 @@ struct host_side {
 /// The kept sets have to be equal, although host and device round differently: the priorities of
 /// two tokens would have to be closer than about 1e-6 to be ranked differently, and in these texts
 /// none are.
-void agree(tiny_shape const& shape, std::vector<choice> const& field) {
+///
+/// @param ids  the text's are below it; 0: all of the vocabulary
+void agree(tiny_shape const& shape, std::vector<choice> const& field, int ids = 0) {
   llama_example::model const model = load(shape);
   host_side host(model, field);
   device_side<float> device(model, field);
-  auto const text = random_text(model.vocabulary, 5);
+  auto const text = random_text(ids > 0 ? ids : model.vocabulary, 5);
   auto const per_group =
       static_cast<std::size_t>(rows) * static_cast<std::size_t>(model.vocabulary);
   for (std::size_t t = 0; t < text.size(); ++t) {
@@ -236,12 +238,27 @@ TEST_CASE("device and host engine agree: every policy, every scope, in one batch
                              "tova",
                              "random_reservoir",
                              "random_victim",
-                             "sparse_transformer"}) {
+                             "sparse_transformer",
+                             "h2o_mask_simulation",
+                             "dynamic_top_k",
+                             "dynamic_top_k(agreed=kv_head)"}) {
     for (scope const reach : {scope::kv_head, scope::layer, scope::model}) {
       field.push_back({policy, reach});
     }
   }
+  field.push_back({"dynamic_top_k(agreed=layer)", scope::layer});
+  field.push_back({"dynamic_top_k(agreed=layer,include_self=true)", scope::model});
   agree(wide_heads, field);
+}
+
+TEST_CASE("device and host engine agree: a text with sentinels in it, which number its tokens") {
+  std::vector<choice> field;
+  for (char const* policy : {"sentinel(open=1,close=2)", "sentinel(open=1,close=2,tail=3)"}) {
+    for (scope const reach : {scope::kv_head, scope::layer, scope::model}) {
+      field.push_back({policy, reach});
+    }
+  }
+  agree(wide_heads, field, 6);  // two ids of six are sentinels
 }
 
 TEST_CASE("device and host engine agree: models of other shapes") {
@@ -265,8 +282,14 @@ TEST_CASE("device and host engine agree: models of other shapes") {
 
 TEST_CASE("a replayed graph gives the bits of kernels launched one by one") {
   SUBCASE("float, groups beside each other") {
-    graph_replays_equal_launches<float>(
-        {{"keep_all"}, {"h2o"}, {"h2o", scope::model}, {"tova", scope::layer}, {"random_victim"}});
+    graph_replays_equal_launches<float>({{"keep_all"},
+                                         {"h2o"},
+                                         {"h2o", scope::model},
+                                         {"tova", scope::layer},
+                                         {"random_victim"},
+                                         {"h2o_mask_simulation"},
+                                         {"sentinel(open=1,close=2)"},
+                                         {"dynamic_top_k"}});
   }
   SUBCASE("bfloat16, one group") {
     graph_replays_equal_launches<__nv_bfloat16>({{"h2o"}});
@@ -383,7 +406,6 @@ TEST_CASE("what the device engine cannot do is refused in a sentence") {
     }
   };
   refused("snapkv(window=4)", "snapkv runs on the host only: it selects from a dense prompt");
-  refused("dynamic_top_k", "dynamic_top_k runs on the host only");
   refused("h3o", "there is no policy 'h3o'");
   request.channels = 32;
   refused("h2o", "h2o is not compiled for heads of 32 channels of float");

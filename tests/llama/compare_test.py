@@ -20,9 +20,9 @@ from tiny_model import CHANNELS, KV_HEADS, LAYERS, write_tiny_model
 PROGRAM = sys.argv[1]
 MODEL = sys.argv[2] if len(sys.argv) > 2 else None
 COLUMNS = (
-    "policy,budget,scope,tokens,perplexity,perplexity_second_half,kl,top1,kept_weight,kv_bytes,"
-    "kv_bytes_live,stage_us_per_token,tokens_per_second,rebuilt,computed_per_token,deferred_per_token,"
-    "settings"
+    "policy,budget,scope,tokens,perplexity,perplexity_second_half,kl,top1,kept_weight,"
+    "exact_match,kv_bytes,kv_bytes_live,stage_us_per_token,tokens_per_second,rebuilt,"
+    "computed_per_token,deferred_per_token,settings"
 ).split(",")
 # two runs agree only so far in what they measure by the clock
 TIMES = ("stage_us_per_token", "tokens_per_second")
@@ -173,7 +173,7 @@ class Mistakes(Tiny):
 
     def test_what_no_device_can_do(self):  # whether there is one or not
         self.refused("--device", "cuda", "--prompt", "8", says=["--device cuda"])
-        self.refused("--device", "cuda", "--policies", "dynamic_top_k", says=["--device cuda"])
+        self.refused("--device", "cuda", "--policies", "snapkv", says=["--device cuda"])
 
     def test_bad_numbers(self):
         self.refused("--prompt", "48", says=["--prompt", "48"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny random model whose tokens are the bytes of the text, for tests of whole programs."""
 import array
+import itertools
 import math
 import random
 import struct
@@ -9,8 +10,29 @@ WIDTH, LAYERS, HEADS, KV_HEADS, HIDDEN, VOCABULARY = 32, 2, 4, 2, 48, 259
 CHANNELS = WIDTH // HEADS
 
 
-def write_tiny_model(path):
-    """A GGUF file of random weights; the tokeniser knows bytes only, token = byte + 3."""
+def write_counting_model(path):
+    """A model that predicts the next larger byte, whatever it attends: its layers add nothing, and
+    the output head is the embedding, moved by one token."""
+    draw = random.Random(1)
+    embedding = [[draw.gauss(0.0, 1.0) for _ in range(WIDTH)] for _ in range(VOCABULARY)]
+    # of the same length, so that no other token's product is larger than a token's own
+    embedding = [[x / math.hypot(*row) for x in row] for row in embedding]
+
+    def weights(name, count, _):
+        if name == "token_embd.weight":
+            return itertools.chain(*embedding)
+        if name == "output.weight":
+            return itertools.chain(*(embedding[token - 1] for token in range(VOCABULARY)))
+        return itertools.repeat(1.0 if "norm" in name else 0.0, count)
+
+    write_tiny_model(path, weights, {"output.weight": (VOCABULARY, WIDTH)})
+
+
+def write_tiny_model(path, weights_of=None, more_shapes=()):
+    """A GGUF file of random weights; the tokeniser knows bytes only, token = byte + 3.
+
+    weights_of   (name, count, shape) -> the weights of a tensor, if they are not to be random
+    more_shapes  {name: shape} of tensors beside the usual ones"""
 
     def text(value):
         return struct.pack("<Q", len(value)) + value.encode()
@@ -55,14 +77,19 @@ def write_tiny_model(path):
             "ffn_down": (WIDTH, HIDDEN),
         }.items():
             shapes[f"blk.{layer}.{name}.weight"] = shape
+    shapes.update(more_shapes)
     draw = random.Random(1)
+
+    def random_weights(_, count, shape):
+        middle, spread = (1.0, 0.3) if len(shape) == 1 else (0.0, 0.5)
+        return (middle + draw.uniform(-spread, spread) for _ in range(count))
+
     header, data = b"", b""
     for name, shape in shapes.items():
-        middle, spread = (1.0, 0.3) if len(shape) == 1 else (0.0, 0.5)
         header += text(name) + struct.pack("<I", len(shape))
         header += struct.pack(f"<{len(shape)}Q", *reversed(shape))
         header += struct.pack("<IQ", 0, len(data))
-        weights = (middle + draw.uniform(-spread, spread) for _ in range(math.prod(shape)))
+        weights = (weights_of or random_weights)(name, math.prod(shape), shape)
         data += array.array("f", weights).tobytes()
         data += bytes(-len(data) % 32)
     head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(entries))

@@ -13,10 +13,6 @@ constexpr char const* why_host_only() {
   if (adore::pools_prompt<P> || adore::budgets_prompt<P>) {
     return "selects from a dense prompt, which the device engine does not have";
   }
-  if (adore::releases_blocks<P>) return "releases whole blocks";
-  if (adore::reads_tokens<P>) return "reads token ids";
-  if (adore::marks_tokens<P>) return "marks tokens after each step";
-  if (adore::limits_attention<P>) return "limits attention to each query's strongest keys";
   if (adore::recalls_tokens<P>) return "brings tokens back";
   return nullptr;
 }

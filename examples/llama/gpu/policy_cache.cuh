@@ -14,6 +14,7 @@
 #include <adore/gpu/device_rebuild.cuh>
 #include <adore/gpu/device_store.cuh>
 #include <adore/gpu/device_tier.cuh>
+#include <adore/gpu/token_ids.cuh>
 #include <adore/gpu/token_scores.cuh>
 #include <adore/policies/adaptive_release.hpp>
 #include <adore/policies/h2o.hpp>
@@ -53,7 +54,8 @@ class policy_cache final : public device_cache<T> {
                 1,
                 0,
                 options.rebuild.count,
-                options.rebuild.count > 0 ? tokens : 0) {
+                options.rebuild.count > 0 ? tokens : 0),
+        hearing_(ledger_.view()) {
     if constexpr (adore::scores_tokens<P>) listen(options, tokens);
     if (options.rebuild.count > 0 && !may_rebuild<P>) {
       throw std::invalid_argument(std::string(P::name) +
@@ -88,7 +90,9 @@ class policy_cache final : public device_cache<T> {
   adore::index_t nominal_budget() const override { return adore::nominal_budget_of(policy_); }
   adore::scope reach() const override { return ledger_.view().reach; }
   adore::kv_shape shape() const override { return store_.shape(); }
-  bool hides_tokens() const override { return adore::masks_attention<P>; }
+  bool hides_tokens() const override {
+    return adore::masks_attention<P> || adore::limits_attention<P>;
+  }
 
   void open_async(cudaStream_t stream, adore::index_t row, std::uint64_t seed) override {
     ledger_.open_async(stream, row, seed);
@@ -102,6 +106,7 @@ class policy_cache final : public device_cache<T> {
                         adore::index_t* ids,
                         adore::index_t first_rebuilt) override {
     auto const& books = ledger_.view();
+    if constexpr (adore::reads_tokens<P>) hearing_.hear_async(stream, books, policy_, ids);
     if constexpr (adore::scores_tokens<P>) {
       controller_->step_async(stream, books, ids);
       adore::gpu::give_scores_async(
@@ -134,6 +139,9 @@ class policy_cache final : public device_cache<T> {
                                        store_.values(layer),
                                        part_of(x.k, x.first_rebuilt, back.count),
                                        part_of(x.v, x.first_rebuilt, back.count));
+    } else if constexpr (adore::numbers_tokens<P>) {
+      adore::gpu::rotate_async(
+          stream, rope, adore::gpu::numbered_positions<P>{books, policy_}, x.q, x.k);
     } else {
       adore::gpu::rotate_async(stream, rope, of_new, x.q, x.k);
     }
@@ -312,6 +320,7 @@ class policy_cache final : public device_cache<T> {
   P policy_;
   adore::gpu::device_store<T> store_;
   adore::gpu::device_ledger<P> ledger_;
+  adore::gpu::device_hearing<P> hearing_;                    // of policies that read token ids
   std::optional<adore::gpu::device_controller> controller_;  // of policies that take scores
   std::optional<adore::gpu::device_rebuild<P>> rebuild_;
   std::optional<adore::gpu::device_tier<T>> tier_;  // of the schedule restore

@@ -74,10 +74,8 @@ void check_attention(attend_args<T, View, Guests> const& args,
               args.v.channels == channels && args.out.channels == channels,
           "q, k, v, out and the store must have " + std::to_string(channels) +
               " channels per head, as the template argument says");
-  require(
-      args.keys.kv_heads == ledger.kv_heads && args.values.kv_heads == ledger.kv_heads &&
-          args.k.heads == ledger.kv_heads && args.v.heads == ledger.kv_heads,
-      "k, v and the store must have the ledger's " + std::to_string(ledger.kv_heads) + " KV heads");
+  require(args.k.heads == ledger.kv_heads && args.v.heads == ledger.kv_heads,
+          "k and v must have the ledger's " + std::to_string(ledger.kv_heads) + " KV heads");
   require_fits("attend_async", "keys", args.keys, ledger.row_count, ledger.kv_heads, ledger.slots);
   require_fits(
       "attend_async", "values", args.values, ledger.row_count, ledger.kv_heads, ledger.slots);

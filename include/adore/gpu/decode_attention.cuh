@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention in one launch per layer: appends the new K and V, attends, lets the policy
-// observe, releases its victims and reserves the next slots.
+// observe, releases its victims and reserves the next slots. (For a policy that limits attention to
+// the strongest keys it is top_k_attention.cuh.)
 #pragma once
 
 #include "adore/concepts.hpp"
@@ -13,6 +14,7 @@
 #include "adore/gpu/lane_head.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/tile_ring.cuh"
+#include "adore/gpu/top_k_attention.cuh"
 #include "adore/gpu/warp.cuh"
 
 #include <cuda_runtime_api.h>
@@ -241,6 +243,7 @@ void attend_async(cudaStream_t stream,
                   ledger_view<P> const& ledger,
                   P const& policy) {
   static_assert(std::is_same_v<typename checked_device_policy<P>::type, P>);
+  static_assert(!limits_attention<P>, "adore::gpu: limited attention knows no guests");
   detail::check_attention(args, ledger, Channels);
   index_t const group = args.q.heads / ledger.kv_heads;
   index_t const rows = group * (ledger.max_new + args.rebuilt.most);

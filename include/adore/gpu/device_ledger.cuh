@@ -265,16 +265,20 @@ class device_ledger {
           stream, view_.positions + view_.cell(lane), static_cast<std::size_t>(view_.slots));
       for (position_t& p : here) p = p < books.next ? p : no_position;
       saved.positions.insert(saved.positions.end(), here.begin(), here.end());
+      saved.rotary.insert(saved.rotary.end(), here.begin(), here.end());
       if constexpr (!std::is_empty_v<slot_state_of<P>>) {
-        append_bytes(saved.slot_states,
-                     some<slot_state_of<P>>(
-                         stream, view_.states_of(lane), static_cast<std::size_t>(view_.slots)));
+        auto const states = some<slot_state_of<P>>(
+            stream, view_.states_of(lane), static_cast<std::size_t>(view_.slots));
+        append_bytes(saved.slot_states, states);
+        for (std::size_t s = 0; numbers_tokens<P> && s < here.size(); ++s) {
+          position_t& rotary = saved.rotary[saved.rotary.size() - here.size() + s];
+          if (rotary >= 0) rotary = shown_slot(policy_, rotary, states[s]).rotary_position;
+        }
       }
       if constexpr (!std::is_empty_v<lane_state_of<P>>) {
         append_bytes(saved.lane_states, some<lane_state_of<P>>(stream, view_.lane_state(lane), 1));
       }
     }
-    saved.rotary = saved.positions;
     return saved;
   }
   /// Opens `row` as it was saved by a ledger of the same set-up, here or on the host. Synchronises.

@@ -98,34 +98,41 @@ __device__ void move_token(
   }
 }
 
-/// Grid: (departure, row), then all that enter.
-template <kv_rows Keys, kv_rows Values>
-__global__ void move_layer_kernel(tier_view const tier,
-                                  rebuilt_tokens const entering,
-                                  index_t const past_tokens,
-                                  index_t const rows,
-                                  Keys const keys,
-                                  Values const values,
-                                  uint4* const cells,  // of the layer, [row, place, ...]
-                                  std::int64_t const token_cells,
-                                  bool const enters) {
-  auto const block = static_cast<index_t>(blockIdx.x);
-  auto const at = [&](index_t row, index_t place) {
+/// The cells of one layer in the tier.
+struct tier_layer {
+  tier_view tier;
+  uint4* cells;              // [row, place, K then V, kv_head, channel]
+  std::int64_t token_cells;  // of one (row, place)
+
+  __device__ uint4* at(index_t row, index_t place) const {
     return cells + (std::int64_t{row} * tier.places + place) * token_cells;
-  };
-  if (!enters) {
-    if (block >= rows * most_departures) return;
-    index_t const slot = tier.leaving_slots[block];
-    if (slot < 0) return;
-    index_t const row = block / most_departures;
-    move_token<true>(keys, values, row, slot, at(row, tier.leaving_places[block]));
-    return;
   }
+};
+
+/// A block per row and departure.
+template <kv_rows Keys, kv_rows Values>
+__global__ void stow_layer_kernel(tier_layer const layer, Keys const keys, Values const values) {
+  auto const block = static_cast<index_t>(blockIdx.x);
+  index_t const slot = layer.tier.leaving_slots[block];
+  if (slot < 0) return;
+  index_t const row = block / most_departures;
+  move_token<true>(keys, values, row, slot, layer.at(row, layer.tier.leaving_places[block]));
+}
+
+/// A block per token that enters.
+template <kv_rows Keys, kv_rows Values>
+__global__ void restore_layer_kernel(tier_layer const layer,
+                                     rebuilt_tokens const entering,
+                                     index_t const past_tokens,
+                                     Keys const keys,
+                                     Values const values) {
+  auto const block = static_cast<index_t>(blockIdx.x);
   index_t const row = entering.rows[block];
   if (row < 0) return;
-  index_t const place = tier.place_of[std::int64_t{row} * past_tokens + entering.positions[block]];
+  std::int64_t const token = std::int64_t{row} * past_tokens + entering.positions[block];
+  index_t const place = layer.tier.place_of[token];
   if (place < 0) return;
-  move_token<false>(keys, values, row, entering.slots[block], at(row, place));
+  move_token<false>(keys, values, row, entering.slots[block], layer.at(row, place));
 }
 
 }  // namespace detail
@@ -212,22 +219,15 @@ class device_tier {
                         index_t layer,
                         Keys const& keys,
                         Values const& values) {
-    uint4* const cells =
-        mapped_ + std::int64_t{layer} * shape_.sequences * view_.places * token_cells_;
-    auto const launch = [&](index_t blocks, bool enters) {
-      detail::move_layer_kernel<<<static_cast<unsigned>(blocks), 256, 0, stream>>>(view_,
-                                                                                   entering,
-                                                                                   past_tokens,
-                                                                                   shape_.sequences,
-                                                                                   keys,
-                                                                                   values,
-                                                                                   cells,
-                                                                                   token_cells_,
-                                                                                   enters);
-      check(cudaGetLastError());
-    };
-    launch(shape_.sequences * most_departures, false);
-    launch(entering.count, true);
+    std::int64_t const of_layer = std::int64_t{shape_.sequences} * view_.places * token_cells_;
+    detail::tier_layer const there{view_, mapped_ + layer * of_layer, token_cells_};
+    constexpr unsigned threads = 256;
+    auto const departures = static_cast<unsigned>(shape_.sequences * most_departures);
+    detail::stow_layer_kernel<<<departures, threads, 0, stream>>>(there, keys, values);
+    check(cudaGetLastError());
+    detail::restore_layer_kernel<<<static_cast<unsigned>(entering.count), threads, 0, stream>>>(
+        there, entering, past_tokens, keys, values);
+    check(cudaGetLastError());
   }
 
  private:

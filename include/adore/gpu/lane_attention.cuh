@@ -8,6 +8,7 @@
 #include "adore/gpu/fragments.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/lane_head.cuh"
+#include "adore/gpu/lane_mask.cuh"
 #include "adore/gpu/lane_rows.cuh"
 #include "adore/gpu/lane_softmax.cuh"
 #include "adore/gpu/lane_weights.cuh"
@@ -162,7 +163,14 @@ class lane_attention {
             }
             if constexpr (masks_attention<P>) {
               index_t const r = pass * plan_.rows + row_of(n, i % 2);
-              visible = visible && rows_.sees_key(policy_, p, sees[n][i % 2], rows_.head_of(of, r));
+              visible = visible && sees_key(policy_,
+                                            ledger_,
+                                            of.lane,
+                                            next,
+                                            first + g + 8 * (i / 2),
+                                            p,
+                                            sees[n][i % 2],
+                                            {args_.layer, rows_.head_of(of, r), args_.q.heads});
             }
             if (!visible) scores[n][i] = keep_never;
           }

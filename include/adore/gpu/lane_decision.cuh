@@ -4,6 +4,7 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/gpu/lane_marks.cuh"
 #include "adore/gpu/lane_release.cuh"
 #include "adore/gpu/lane_share.cuh"
 #include "adore/gpu/ledger_view.cuh"
@@ -16,13 +17,6 @@ namespace adore::gpu {
 /// What a policy must leave alone to be decided here, one sentence per missing ability.
 template <eviction_policy P>
 struct checked_device_policy {
-  static_assert(!releases_blocks<P>,
-                "adore::gpu: a policy that releases whole blocks runs on the host only");
-  static_assert(!reads_tokens<P>,
-                "adore::gpu: a policy that reads token ids runs on the host only");
-  static_assert(!marks_tokens<P>,
-                "adore::gpu: a policy that marks tokens after each step runs on the host only");
-  static_assert(!limits_attention<P>, "adore::gpu: dynamic top-K attention runs on the host only");
   static_assert(!recalls_tokens<P>, "adore::gpu: this cache does not recall tokens");
   using type = P;
 };
@@ -128,13 +122,12 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
         slot_state& state = states.of[i];
         if constexpr (has_state) {
           bool const fresh = p >= end.next;
-          // the state of a reserved slot is empty, or holds the score that the token came with
-          if (!scores_tokens<P> && fresh) state = {};
+          if (!comes_with_state<P> && fresh) state = {};
           if constexpr (scores_keys<P>) {
             if (fresh) policy.score_key(state, squared_norm_of(p - end.next));
           }
           if constexpr (observes_attention<P>) {
-            policy.observe(state, slot_view{p, p}, view, weights.of[i], accepted);
+            policy.observe(state, shown_slot(policy, p, state), view, weights.of[i], accepted);
           }
           if (observes_attention<P> || fresh) ledger.states_of(lane)[s] = state;
         }
@@ -143,8 +136,8 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
       }
     }
     lowest = detail::smallest_in_lane(lowest, share, shared, turn);
-    if (!relents<P> && ledger.max_new == 1 && view.occupied - 1 == view.budget &&
-        lowest.slot >= 0 &&
+    if (!relents<P> && !releases_blocks<P> && !marks_tokens<P> && ledger.max_new == 1 &&
+        view.occupied - 1 == view.budget && lowest.slot >= 0 &&
         static_cast<std::uint32_t>(lowest.key >> 32U) > detail::high_of_keep_never) {
       // every step of a full lane: the next token takes the victim's slot, the books stay as they
       // are
@@ -159,6 +152,7 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
     detail::sync_lane(share);
   }
   detail::release_and_reserve(end, book, looks, lowest, shared, turn);
+  if constexpr (marks_tokens<P>) detail::mark_lane(end, shared);
 }
 
 }  // namespace adore::gpu

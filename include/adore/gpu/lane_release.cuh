@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/gpu/lane_blocks.cuh"
 #include "adore/gpu/lane_share.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/order_key.hpp"
@@ -53,7 +54,7 @@ struct lane_end {
                                                position_t p,
                                                slot_state_of<P> const& state) const {
     if (p < range.first || p > range.last) return {no_key, -1};
-    return {order_key(priority_of(policy, slot_view{p, p}, view, state, lane_state),
+    return {order_key(priority_of(policy, shown_slot(policy, p, state), view, state, lane_state),
                       p,
                       releases_newest_of_equals<P>),
             s};
@@ -78,8 +79,9 @@ struct lane_end {
         ledger.past.departures[row * most_departures + static_cast<index_t>(order)] = {p, slot};
       }
       if constexpr (!scores_tokens<P>) {
+        slot_state_of<P> const state = state_in(slot);
         ledger.past.priorities[place] =
-            priority_of(policy, slot_view{p, p}, view, state_in(slot), lane_state);
+            priority_of(policy, shown_slot(policy, p, state), view, state, lane_state);
       }
     }
     if (ledger.released.capacity == 0) return;
@@ -148,6 +150,34 @@ __device__ __noinline__ void release_and_reserve(lane_end<P> end,
       --view.occupied;
       if (end.leads()) end.tell(p, gone.slot);
     };
+    if constexpr (releases_blocks<P>) {
+      // what blocks do not settle goes token by token
+      index_t const granule = end.policy.granule();
+      bool const may = view.occupied > view.budget ||
+                       static_cast<std::uint32_t>(lowest.key >> 32U) <= high_of_keep_never;
+      if (granule > 1 && may) {
+        auto const key_of = [&](index_t s, position_t p) {
+          return end.key_of(s, p, end.state_in(s));
+        };
+        for (;;) {
+          index_t const gone =
+              lowest_block<releases_newest_of_equals<P>>(
+                  granule, view.newest, view.occupied > view.budget, key_of, lowest_of)
+                  .number;
+          if (gone < 0) break;
+          for (;;) {
+            keyed_slot const token = lowest_of([&](index_t s, position_t p) -> keyed_slot {
+              if (p / granule != gone) return {no_key, -1};
+              return {static_cast<std::uint64_t>(p), s};
+            });
+            if (token.slot < 0) break;
+            release(token, static_cast<position_t>(token.key));
+            free_last();
+          }
+        }
+        lowest = view.occupied > view.budget ? lowest_again() : keyed_slot{no_key, -1};
+      }
+    }
     for (;;) {
       bool const over = view.occupied > view.budget;
       if (lowest.slot < 0) {

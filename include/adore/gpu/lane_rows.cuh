@@ -3,13 +3,10 @@
 // passes over K and V they take.
 #pragma once
 
-#include "adore/concepts.hpp"
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/rebuild/schedule.hpp"
-
-#include <type_traits>
 
 namespace adore::gpu::detail {
 
@@ -78,20 +75,6 @@ class lane_rows {
       if (all[i] == p) return true;
     }
     return false;
-  }
-  /// Whether the policy lets a query see a key that is in the lane and not newer.
-  template <class P>
-  __device__ bool sees_key(P const& policy,
-                           position_t key,
-                           position_t query,
-                           index_t query_head) const {
-    static_assert(std::is_empty_v<slot_state_of<P>>,
-                  "adore::gpu: a policy that hides keys by their state runs on the host only");
-    return policy.sees(slot_view{query, query},
-                       {},
-                       slot_view{key, key},
-                       {},
-                       head_view{args_.layer, query_head, args_.q.heads});
   }
 
  private:

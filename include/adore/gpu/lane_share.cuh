@@ -83,5 +83,32 @@ __device__ __forceinline__ keyed_slot smallest_in_lane(keyed_slot own,
   return best;
 }
 
+/// The sum over all threads that end the lane; all of them call and learn it.
+///
+/// @param turn  0 or 1, flipped by each call
+template <int Warps>
+__device__ __forceinline__ index_t
+sum_in_lane(index_t own, lane_share const& share, decision_scratch<Warps>& shared, unsigned& turn) {
+  index_t const of_warp = __reduce_add_sync(whole_warp, own);
+  if (share.one_warp) {
+    __syncwarp();
+    return of_warp;
+  }
+  if (lane_in_warp() == 0) shared.of_warp[turn][warp_in_block()].slot = of_warp;
+  __syncthreads();
+  index_t sum = 0;
+  for (int w = 0; w < warps_in_block(); ++w) sum += shared.of_warp[turn][w].slot;
+  if (share.blocks > 1) {
+    if (threadIdx.x < share.blocks) {
+      shared_of(&shared.of_block[turn][share.rank], threadIdx.x)->slot = sum;
+    }
+    sync_cluster();
+    sum = 0;
+    for (unsigned b = 0; b < share.blocks; ++b) sum += shared.of_block[turn][b].slot;
+  }
+  turn ^= 1U;
+  return sum;
+}
+
 }  // namespace detail
 }  // namespace adore::gpu

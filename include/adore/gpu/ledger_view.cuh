@@ -113,4 +113,22 @@ struct ledger_view {
 
 static_assert(sizeof(released_entry) == 24);
 
+/// Whether the state of a new token is written before its step's attention. That of others begins
+/// empty in the decision that ends the step.
+template <eviction_policy P>
+inline constexpr bool comes_with_state = scores_tokens<P> || reads_tokens<P>;
+
+/// What a policy sees of the slot of a token. Rotary positions are those of the text, unless the
+/// policy numbers tokens itself.
+template <eviction_policy P>
+ADORE_HOST_DEVICE constexpr slot_view shown_slot(P const& policy,
+                                                 position_t position,
+                                                 slot_state_of<P> const& state) {
+  if constexpr (numbers_tokens<P>) {
+    return {position, policy.rotary_position(state)};
+  } else {
+    return {position, position};
+  }
+}
+
 }  // namespace adore::gpu

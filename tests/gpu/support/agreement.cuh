@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <iterator>
+#include <type_traits>
 #include <vector>
 
 namespace adore::testing {
@@ -17,6 +19,7 @@ namespace adore::testing {
 /// How many kept tokens differ, and whether each difference is a near-tie.
 struct agreement {
   int lanes = 0, differences = 0, worse_than_near_ties = 0;
+  int other_states = 0;  ///< of slots and lanes, where they were compared
 };
 
 inline constexpr double near_tie = 1e-5;  // relative distance of two priorities
@@ -62,6 +65,29 @@ void compare_kept(ledger<P>& device, ledger<P>& host, index_t row, agreement& re
       if (!(std::abs(a - b) <= near_tie * size)) ++result.worse_than_near_ties;
     }
   }
+}
+
+/// Compares, bit by bit, what the policy remembers of the tokens that both have, and of the lanes.
+template <eviction_policy P>
+void compare_states(ledger<P>& device, ledger<P>& host, index_t row, agreement& result) {
+  auto const differ = [](auto const& a, auto const& b) {
+    return !std::is_empty_v<std::remove_cvref_t<decltype(a)>> &&
+           std::memcmp(&a, &b, sizeof(a)) != 0;
+  };
+  host.for_lanes(row, [&](index_t lane) {
+    lane_slots<P> const ours = device.slots_of(lane);
+    lane_slots<P> const theirs = host.slots_of(lane);
+    if (differ(*ours.lane_state, *theirs.lane_state)) ++result.other_states;
+    for (index_t s = 0; s < ours.slots; ++s) {
+      if (ours.positions[s] < 0) continue;
+      for (index_t t = 0; t < theirs.slots; ++t) {
+        if (theirs.positions[t] != ours.positions[s]) continue;
+        bool const same =
+            !differ(ours.state(s), theirs.state(t)) && ours.rotary[s] == theirs.rotary[t];
+        if (!same) ++result.other_states;
+      }
+    }
+  });
 }
 
 /// The device's row as a host ledger of the same set-up.

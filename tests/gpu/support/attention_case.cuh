@@ -123,13 +123,15 @@ struct exact_attention {
 };
 
 /// @param positions  [slot] of the lane as the step finds them (see `ledger_view`)
+/// @param attended   [slot] 0: hidden from the query; empty: none is
 template <class T, int Channels>
 exact_attention attend_exactly(attention_case<T, Channels> const& c,
                                std::vector<position_t> const& positions,
                                index_t row,
                                index_t head,
                                index_t j,
-                               position_t next) {
+                               position_t next,
+                               std::vector<char> const& attended = {}) {
   index_t const kv_head = head / c.shape.group;
   auto const token = static_cast<std::size_t>(row * c.shape.max_new + j);
   auto const heads = static_cast<std::size_t>(c.shape.kv_heads * c.shape.group);
@@ -148,6 +150,7 @@ exact_attention attend_exactly(attention_case<T, Channels> const& c,
   double highest = -std::numeric_limits<double>::infinity();
   for (std::size_t s = 0; s < positions.size(); ++s) {
     if (positions[s] < 0 || positions[s] > next + j) continue;
+    if (!attended.empty() && attended[s] == 0) continue;
     double dot = 0.0;
     for (int i = 0; i < Channels; ++i) {
       dot += static_cast<double>(widened(q[i])) * widened(row_of(static_cast<index_t>(s), true)[i]);
@@ -170,13 +173,15 @@ exact_attention attend_exactly(attention_case<T, Channels> const& c,
   return exact;
 }
 
-/// A row's books with `tokens` kept tokens at random slots, so that there are holes.
+/// A row's books with `tokens` kept tokens at random slots, so that there are holes. A policy that
+/// reads tokens has read random ids from 0 to 3.
 template <eviction_policy P>
 row_snapshot random_books(gpu::ledger_view<P> const& view,
                           index_t tokens,
                           position_t next,
                           index_t budget,
-                          std::mt19937_64& engine) {
+                          std::mt19937_64& engine,
+                          P const& policy = {}) {
   row_snapshot saved{.reach = view.reach, .next = next, .seed = engine()};
   auto const slots = static_cast<std::size_t>(view.slots);
   for (index_t lane = 0; lane < view.lanes_per_row(); ++lane) {
@@ -195,13 +200,31 @@ row_snapshot random_books(gpu::ledger_view<P> const& view,
     std::vector<state> states(static_cast<std::size_t>(view.lanes_per_row()) * slots);
     if constexpr (observes_attention<P>) {
       for (state& s : states) {
-        P{}.observe(s, {0, 0}, {}, static_cast<float>(engine() % 1024) / 1024.0F, 1);
+        policy.observe(s, {0, 0}, {}, static_cast<float>(engine() % 1024) / 1024.0F, 1);
+        if constexpr (marks_tokens<P>) policy.mark(s, engine() % 2 == 0);
+      }
+    }
+    if constexpr (reads_tokens<P>) {
+      std::vector<state> heard(static_cast<std::size_t>(next));
+      lane_state_of<P> lane{};
+      for (position_t p = 0; p < next; ++p) {
+        policy.hear(
+            heard[static_cast<std::size_t>(p)], lane, {p, p}, static_cast<index_t>(engine() % 4));
+      }
+      for (std::size_t i = 0; i < saved.positions.size(); ++i) {
+        if (saved.positions[i] < 0) continue;
+        states[i] = heard[static_cast<std::size_t>(saved.positions[i])];
+        saved.rotary[i] = gpu::shown_slot(policy, saved.positions[i], states[i]).rotary_position;
+      }
+      auto const* const of_lane = reinterpret_cast<std::byte const*>(&lane);
+      for (index_t i = 0; i < view.lanes_per_row(); ++i) {
+        saved.lane_states.insert(saved.lane_states.end(), of_lane, of_lane + sizeof(lane));
       }
     }
     auto const* const bytes = reinterpret_cast<std::byte const*>(states.data());
     saved.slot_states.assign(bytes, bytes + states.size() * sizeof(state));
   }
-  if constexpr (!std::is_empty_v<lane_state_of<P>>) {
+  if constexpr (!std::is_empty_v<lane_state_of<P>> && !reads_tokens<P>) {
     saved.lane_states.resize(static_cast<std::size_t>(view.lanes_per_row()) *
                              sizeof(lane_state_of<P>));
   }
