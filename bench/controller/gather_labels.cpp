@@ -149,6 +149,10 @@ bool read_request(int count, char** arguments, request& asked) {
                  asked.labels.mass_factor,
                  "also write each token's attention so far, decayed by this factor per query")
       ->check(CLI::Range(0.0, 1.0));
+  app.add_flag("--attention",
+               asked.labels.attention,
+               "also write the attention that the sets are made from, for --loss of train.py and\n"
+               "its figure of kept attention");
   app.add_option("--seed", asked.seed, "of the pieces and queries")->capture_default_str();
   app.add_option("--threads", asked.threads, "threads of the engine")
       ->check(CLI::PositiveNumber)

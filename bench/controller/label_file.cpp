@@ -52,10 +52,13 @@ void label_file::add(std::span<std::int32_t const> tokens, crop_labels const& la
   auto const sets = labels.sets();
   append("labels",
          llama_example::from_numbers(std::span(sets), {1, outputs, queries, (length + 7) / 8}));
-  if (labels.mass().empty()) return;
-  append("mass",
-         llama_example::from_floats(
-             labels.mass(), {1, outputs, queries, length}, llama_example::element_type::float16));
+  auto const append_pairs = [&](std::string const& name, std::span<float const> of_pairs) {
+    append(name,
+           llama_example::from_floats(
+               of_pairs, {1, outputs, queries, length}, llama_example::element_type::float16));
+  };
+  if (options_.attention) append_pairs("attention", labels.attention());
+  if (!labels.mass().empty()) append_pairs("mass", labels.mass());
 }
 
 void label_file::write(std::string const& path, std::map<std::string, std::string> metadata) {

@@ -14,8 +14,9 @@
 namespace controller_labels {
 
 /// A label file: tokens I32 [sequence, token]; queries I32 [sequence, query]; labels U8 [sequence,
-/// output, query, byte] as `crop_labels::sets` packs them; mass F16 [sequence, output, query,
-/// token], if it is gathered. All sequences have the same length and number of queries.
+/// output, query, byte] as `crop_labels::sets` packs them; attention and mass F16 [sequence,
+/// output, query, token], if they are wanted. All sequences have the same length and number of
+/// queries.
 class label_file {
  public:
   explicit label_file(label_options const& options) : options_(options) {}

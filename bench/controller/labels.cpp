@@ -52,6 +52,7 @@ crop_labels::crop_labels(label_options const& options,
   bool const uniform = options_.kind == label_kind::uniform;
   check(!uniform || outputs_ == 1,
         "outputs = layers: kind uniform makes one set for the whole model");
+  check(!uniform || !options_.attention, "attention: kind uniform adds up votes, not attention");
   check(!uniform || options_.k >= 2, "k = 1: kind uniform takes the top k / 2 of each layer");
   check(!queries_.empty() &&
             std::is_sorted(queries_.begin(), queries_.end(), std::less_equal<>()) &&
@@ -132,6 +133,14 @@ void crop_labels::vote(std::span<float const> weights) {
     sums_.votes[i] += chosen[i];
     sums_.all[i] += double{weights[i]};
   }
+}
+
+std::vector<float> crop_labels::attention() const {
+  std::vector<float> mean = sums_.attention;
+  if (options_.kind == label_kind::future) {
+    for (float& sum : mean) sum /= static_cast<float>(options_.horizon);
+  }
+  return mean;
 }
 
 /// The set of kind uniform, [token].

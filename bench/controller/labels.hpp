@@ -23,6 +23,7 @@ struct label_options {
   int k = 128;               ///< tokens in a set
   int horizon = 0;           ///< queries that `future` sums up
   float mass_factor = 0.0F;  ///< decay per query of the mass, 0: no mass is gathered
+  bool attention = false;    ///< what the sets are made from is wanted too; not for uniform
 };
 
 /// What all queries of a sequence add up to.
@@ -66,6 +67,10 @@ class crop_labels {
   /// [output, query, byte]: bit i % 8 of byte i / 8 says that token i is in the set.
   /// @throws std::logic_error before all queries came
   std::vector<std::uint8_t> sets() const;
+
+  /// [output, query, token] of kinds query and future: probabilities summed over the heads of the
+  /// output's layers, for future the mean of its queries; 0 for tokens after the query.
+  std::vector<float> attention() const;
 
   /// [output, query, token], empty where no mass is gathered.
   std::vector<float> const& mass() const { return sums_.mass; }

@@ -111,12 +111,13 @@ naive_vector summed(attention_t const& attention,
   return sums;
 }
 
-/// Sets and masses of kinds query and future, from their definitions.
+/// Sets, attention and masses of kinds query and future, from their definitions.
 void check_against_definition(crop_labels const& labels,
                               label_options const& options,
                               attention_t const& attention,
                               double tolerance) {
   auto const sets = unpacked(labels);
+  auto const known = labels.attention();
   for (int output = 0; output < labels.outputs(); ++output) {
     std::vector<int> layers;
     for (int layer = 0; layer < static_cast<int>(attention.size()); ++layer) {
@@ -128,6 +129,13 @@ void check_against_definition(crop_labels const& labels,
       auto const sums = future ? summed(attention, layers, n + 1, n + options.horizon, n)
                                : summed(attention, layers, n, n, n);
       CHECK(sets[at(output)][q] == largest(sums, options.k));
+      auto mean = sums;
+      mean.resize(at(labels.tokens()), 0.0);
+      for (std::size_t i = 0; i < mean.size(); ++i) {
+        std::size_t const place = (at(output) * labels.queries().size() + q) * mean.size() + i;
+        double const expected = mean[i] / (future ? options.horizon : 1);
+        CHECK(double{known[place]} == doctest::Approx(expected).epsilon(tolerance));
+      }
       if (options.mass_factor == 0.0F) continue;
       auto mass = summed(attention, layers, 0, n, n, double{options.mass_factor});
       mass.resize(at(labels.tokens()), 0.0);
@@ -153,10 +161,13 @@ TEST_CASE("label sets by hand: query, future, mass") {
   crop_labels const by_query = labelled(options, attention, {1, 2, 3});
   CHECK(unpacked(by_query)[0] == std::vector<set_t>{{1}, {0}, {1}});
   CHECK(by_query.mass() == std::vector<float>{12, 12, 0, 0, 14, 8, 6, 0, 8, 13, 8, 1});
+  CHECK(by_query.attention() == std::vector<float>{4, 12, 0, 0, 8, 2, 6, 0, 1, 9, 5, 1});
   options.kind = label_kind::future;
   options.horizon = 2;
   // queries 2 and 3 give tokens 0 and 1 the weights 8 + 1 and 2 + 9
-  CHECK(unpacked(labelled(options, attention, {1}))[0] == std::vector<set_t>{{1}});
+  crop_labels const by_future = labelled(options, attention, {1});
+  CHECK(unpacked(by_future)[0] == std::vector<set_t>{{1}});
+  CHECK(by_future.attention() == std::vector<float>{4.5F, 5.5F, 0, 0});
 }
 
 TEST_CASE("label sets by hand: uniform") {
@@ -293,6 +304,7 @@ TEST_CASE("labels that make no sense are refused by the name of the option") {
   CHECK(refused({.kind = uniform, .outputs = label_outputs::layers, .k = 2}, 9, {8})
             .starts_with("outputs = layers"));
   CHECK(refused({.kind = uniform, .k = 1}, 9, {8}).starts_with("k = 1"));
+  CHECK(refused({.kind = uniform, .k = 2, .attention = true}, 9, {8}).starts_with("attention"));
   CHECK(refused({.kind = uniform, .k = 2}, 9, {7}).starts_with("queries"));
   CHECK(refused({.k = 3}, 9, {}).starts_with("queries"));
   CHECK(refused({.k = 3}, 9, {2, 5}).starts_with("queries"));
@@ -303,7 +315,7 @@ TEST_CASE("labels that make no sense are refused by the name of the option") {
 
 TEST_CASE("a label file holds its sequences one after the other") {
   llama_example::testing::temporary_folder const folder;
-  label_options const options{.k = 3, .mass_factor = 0.5F};
+  label_options const options{.k = 3, .mass_factor = 0.5F, .attention = true};
   controller_labels::label_file file(options);
   std::vector<std::uint8_t> sets;
   std::vector<std::vector<std::int32_t>> const tokens{{0, 1, 2, 3, 4, 5, 6, 7, 8},
@@ -326,6 +338,7 @@ TEST_CASE("a label file holds its sequences one after the other") {
   CHECK(found.tensors.at("tokens").shape == std::vector<std::int64_t>{2, 9});
   CHECK(found.tensors.at("queries").shape == std::vector<std::int64_t>{2, 2});
   CHECK(found.tensors.at("labels").shape == std::vector<std::int64_t>{2, 1, 2, 2});
+  CHECK(found.tensors.at("attention").shape == std::vector<std::int64_t>{2, 1, 2, 9});
   CHECK(found.tensors.at("mass").shape == std::vector<std::int64_t>{2, 1, 2, 9});
   auto const bytes = std::as_bytes(std::span(sets));
   CHECK(std::equal(bytes.begin(),

@@ -181,8 +181,9 @@ class Trains(Case):
     def setUpClass(cls):
         super().setUpClass()
         done = cls.gather(
-            "--crops", CROPS, "--outputs", "layers", "--queries", QUERIES, "--mass-factor", 0.9
-        )
+            "--crops", CROPS, "--outputs", "layers", "--queries", QUERIES, "--mass-factor", 0.9,
+            "--attention",
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         cls.out = cls.folder / "controller.safetensors"
         import torch
@@ -218,6 +219,36 @@ class Trains(Case):
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata()
         return tensors, metadata, json.loads(self.out.with_suffix(".json").read_text())
+
+    def literal_kept(self, weights, metadata, figures, keep, rebuilt, protect):
+        """Share of the attention of the validated sequences' queries that a policy leaves them."""
+        import numpy as np
+        from safetensors.numpy import load_file
+
+        labels = load_file(self.labels)
+        table = load_file(self.folder / "embeddings.safetensors")["embeddings"].astype(float)
+        sinks, recent = protect
+        shares = []
+        for sequence in figures["validated"]:
+            queries = list(labels["queries"][sequence])
+            kept = [set() for _ in range(LAYERS)]
+            for n in range(TOKENS):
+                scores = logits_of(weights, metadata, table[labels["tokens"][sequence]], n)
+                for output in range(LAYERS):
+                    held, score = kept[output] | {n}, scores[:, output]
+                    gone = sorted(set(range(n)) - held, key=lambda i: -score[i])
+                    if n in queries:
+                        attention = labels["attention"][sequence, output, queries.index(n)]
+                        attention = attention.astype(float)
+                        seen = list(held) + gone[:rebuilt]
+                        shares.append(attention[seen].sum() / attention.sum())
+                    if len(held) > keep:
+                        held.remove(min(
+                            (i for i in held if i >= sinks and n - i >= recent),
+                            key=lambda i: score[i],
+                        ))  # fmt: skip
+                    kept[output] = held
+        return np.mean(shares)
 
     def literal_figures(self, weights, metadata, figures):
         """Accuracy, F1 and hit rate of the file's controller on the sequences it was validated on."""
@@ -270,6 +301,34 @@ class Trains(Case):
                 literal = self.literal_figures(weights, metadata, figures)
                 for name, value in literal.items():
                     self.assertAlmostEqual(figures["best"][name], value, delta=0.003, msg=name)
+
+    def test_the_attention_kept_is_what_a_policy_would_keep(self):
+        for case in (
+            ["--mode", "static"],
+            ["--mode", "distance"],
+            ["--mode", "query_conditioned", "--protect", "1,2", "--loss", "attention"],
+            ["--mode", "query_conditioned", "--position", "distance"],
+        ):
+            with self.subTest(" ".join(case)):
+                weights, metadata, figures = self.trained(
+                    *case, "--steps", 12, "--lr", 0.05, "--rebuilt", 0, 3, "--select", "kept"
+                )
+                protect = (1, 2) if "--protect" in case else (0, 0)
+                kept = figures["best"]["kept"]
+                for rebuilt in (0, 3):
+                    literal = self.literal_kept(weights, metadata, figures, K, rebuilt, protect)
+                    self.assertAlmostEqual(kept[f"R = {rebuilt}"], literal, delta=0.003)
+                self.assertGreater(kept["R = 3"], kept["R = 0"])
+
+    def test_attention_as_a_loss_keeps_more_of_it_than_at_the_start(self):
+        _, _, figures = self.trained(
+            "--mode", "query_conditioned", "--position", "distance", "--max-length", TOKENS,
+            "--loss", "attention", "--protect", "1,2", "--queries", 3, "--steps", 60, "--lr", 0.02,
+            "--evaluate-every", 2, "--select", "kept",
+        )  # fmt: skip
+        history = figures["history"]
+        self.assertLess(history[-1]["loss"], history[0]["loss"])
+        self.assertGreater(figures["best"]["kept"]["R = 0"], history[0]["kept"]["R = 0"] + 0.005)
 
     def test_the_file_has_the_shapes_that_the_network_needs(self):
         weights, metadata, _ = self.trained("--mode", "query_conditioned", "--half", "--steps", 2)
@@ -331,6 +390,10 @@ class Trains(Case):
             (["--mode", "bidirectional", "--gru", "none"], "needs a GRU"),
             (["--mode", "bilinear", "--join-mass"], "--join-mass"),
             (["--lr", "0"], "--lr"),
+            (["--protect", "4"], "--protect"),
+            (["--protect", f"4,{K}"], "leaves no token"),
+            (["--select", "kept", "--join-mass"], "--select kept"),
+            (["--loss", "attention"], "--select kept"),
         ):
             self.assertIn(says, self.train(*arguments))
         self.assertIn("missing cannot be read", self.train(labels=self.folder / "missing"))
