@@ -36,11 +36,15 @@ class sequences {
     books_.set_counts(nullptr, counts);
     ids_ = gpu::device_buffer<index_t>(ids);
     hearing_.hear_async(nullptr, books_.view(), policy, ids_.data());
-    gpu::device_buffer<position_t> numbers(ids.size());
-    write_numbers<<<1, rows * max_new>>>({books_.view(), policy}, numbers.data());
+    return numbers(0);
+  }
+  std::vector<position_t> numbers(index_t layer) const {
+    gpu::device_buffer<position_t> numbers(rows * max_new);
+    write_numbers<<<1, rows * max_new>>>({books_.view(), policy, layer}, numbers.data());
     gpu::check(cudaGetLastError());
     return numbers.to_host(nullptr);
   }
+  void decide(index_t layer) { gpu::decide_async(nullptr, books_.view(), policy, layer, {}); }
   void end(std::vector<index_t> const& accepted) {
     gpu::device_buffer<index_t> const stay(accepted);
     hearing_.hear_accepted_async(nullptr, books_.view(), policy, ids_.data(), stay.data());
@@ -92,6 +96,18 @@ TEST_CASE("a policy hears a step's tokens, numbers them, and forgets the rejecte
     CHECK(s.hear({5, 0, 0, 2, 0, 0}, {1, 1}) == list{3, -1, -1, 2, -1, -1});
     s.end({1, 1});
     CHECK(s.kept(1) == list{0, 1, 4});
+  }
+}
+
+TEST_CASE("each layer finds the numbers in its own lanes, though earlier ones have decided") {
+  for (scope const reach : {scope::kv_head, scope::layer}) {
+    CAPTURE(static_cast<int>(reach));
+    sequences s(reach);
+    using list = std::vector<position_t>;
+    list const heard{0, 1, 2, 0, 0, 0};
+    REQUIRE(s.hear({5, 6, 7, 1, 5, 2}, {3, 3}) == heard);
+    s.decide(0);
+    CHECK(s.numbers(1) == heard);
   }
 }
 

@@ -141,7 +141,7 @@ class policy_cache final : public device_cache<T> {
                                        part_of(x.v, x.first_rebuilt, back.count));
     } else if constexpr (adore::numbers_tokens<P>) {
       adore::gpu::rotate_async(
-          stream, rope, adore::gpu::numbered_positions<P>{books, policy_}, x.q, x.k);
+          stream, rope, adore::gpu::numbered_positions<P>{books, policy_, layer}, x.q, x.k);
     } else {
       adore::gpu::rotate_async(stream, rope, of_new, x.q, x.k);
     }

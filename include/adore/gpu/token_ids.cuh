@@ -102,18 +102,21 @@ class device_hearing {
   device_buffer<lane_state_of<P>> before_;  // [lane] as the step found them
 };
 
-/// What a policy numbers a step's tokens, once it has heard them: for `rotate_async`.
+/// What a policy numbers a step's tokens, once it has heard them: for `rotate_async`. Read from the
+/// lanes of the layer that rotates, where its tokens still are: earlier layers may have decided,
+/// and have reserved the slots of the next step.
 template <numbers_tokens P>
 struct numbered_positions {
   ledger_view<P> ledger;
   P policy;
+  index_t layer;
 
   __device__ position_t operator()(index_t token) const {
     index_t const row = token / ledger.max_new;
     row_books const& books = ledger.rows[row];
     if (token - row * ledger.max_new >= books.count) return no_position;
     index_t const place = (books.next + token - row * ledger.max_new) % ledger.max_new;
-    index_t const lane = ledger.lane(row, 0, 0);  // all lanes have heard the same
+    index_t const lane = ledger.lane(row, layer, 0);  // all heads have heard the same
     index_t const slot = ledger.new_slots[static_cast<std::int64_t>(lane) * ledger.max_new + place];
     return slot < 0 ? no_position : policy.rotary_position(ledger.states_of(lane)[slot]);
   }
