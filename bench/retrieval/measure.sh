@@ -54,11 +54,11 @@ say "cases are written"
 "$PYTHON" "$here/fine_tune.py" --device "$DEVICE" --model "$model" --tokens "$folder/training.tokens.jsonl" --held-out "$folder/test.tokens.jsonl" \
   --out "$folder/tuned.gguf" --steps "$TUNE_STEPS" --seconds "$TUNE_SECONDS" --batch "$TUNE_BATCH" --lr "$TUNE_LR"
 say "the model is fine-tuned"
-(train line_query line query_conditioned "$OTHER_STEPS") & second=$!
 head -n "$ATTENTION_CASES" "$folder/training.jsonl" > "$folder/attended.jsonl"
 head -n "$ATTENTION_CASES" "$folder/training.tokens.jsonl" > "$folder/attended.tokens.jsonl"
 (label attention attended "$folder/tuned.gguf" && train attention_bilinear attention bilinear "$OTHER_STEPS") & third=$!
 wait $first || tail -n 5 "$folder/line_bilinear.log"
+(train line_query line query_conditioned "$OTHER_STEPS") & second=$!
 say "line_bilinear: $(grep '^validation' "$folder/line_bilinear.log" || true)"
 
 restored="+rebuild(count=16,schedule=restore)"

@@ -46,6 +46,11 @@ struct row_tokens {
   index_t outputs = 1;  ///< 1: the same for all lanes; layers; or layers x kv_heads
 };
 
+/// ... and where its tokens stand among those of the whole step.
+struct row_step {
+  index_t row, count, first;  ///< first: number of its first token in the step
+};
+
 /// What one query paid attention to in one KV head: shown to whoever watches `attend`.
 struct attention_record {
   index_t query;  ///< number of the token in the step

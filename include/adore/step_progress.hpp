@@ -7,8 +7,10 @@
 #include "adore/concepts.hpp"
 #include "adore/eviction/ledger.hpp"
 #include "adore/kv_view.hpp"
+#include "adore/token_scores.hpp"
 #include "adore/types.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -19,13 +21,11 @@
 namespace adore {
 
 class step_progress {
- public:
   enum class stage : std::uint8_t { idle, step, prompt };
-  struct row_step {
-    index_t row, count, first;  ///< first: number of its first token in the step
-  };
 
-  step_progress(kv_shape const& shape, index_t max_new) : shape_(shape), max_new_(max_new) {}
+ public:
+  step_progress(kv_shape const& shape, cache_options const& options)
+      : shape_(shape), max_new_(options.max_new), needs_ids_(options.rebuild.count > 0) {}
 
   std::span<row_step const> rows() const noexcept { return rows_; }
   index_t tokens() const noexcept { return tokens_; }  ///< all that the step computes
@@ -40,9 +40,8 @@ class step_progress {
     }
   }
 
-  /// @param by_slot  the lanes must have free slots for the new tokens
   template <eviction_policy P>
-  void begin_step(ledger<P> const& books, std::span<row_tokens const> rows, bool by_slot) {
+  void begin_step(ledger<P> const& books, std::span<row_tokens const> rows) {
     require_idle("begin_step");
     for (std::size_t i = 0; i < rows.size(); ++i) {
       check_row(books, rows[i]);
@@ -58,7 +57,7 @@ class step_progress {
                                  " is named twice");
         }
       }
-      if (by_slot) check_room(books, rows[i]);
+      if (books.placed() == placement::by_ledger) check_room(books, rows[i]);
     }
     begin(rows, stage::step);
   }
@@ -74,31 +73,81 @@ class step_progress {
     begin({&whole, 1}, stage::prompt);
   }
   void end() noexcept { stage_ = stage::idle; }
-
-  /// A call that belongs into a step has come.
-  void require_step(char const* what) const {
-    if (stage_ == stage::idle) {
-      throw std::logic_error(std::string("adore: ") + what + ": no step has begun");
+  /// A step of which `action` fails has not begun, or is over.
+  template <class Action>
+  void attempt(Action&& action) {
+    try {
+      action();
+    } catch (...) {
+      end();
+      throw;
     }
   }
-  void append(index_t layer) {
+
+  // a call that belongs into a step has come
+
+  void append(index_t layer, token_view<float const> k, token_view<float const> v) {
+    require_step("append");
+    check_tensor("append", k, shape_.kv_heads);
+    check_tensor("append", v, shape_.kv_heads);
     layer_done& done = at(layer, "append");
     if (done.appended) refuse("append", layer, "has its tokens already");
     done.appended = true;
   }
-  void attend(index_t layer) {
+  void attend(index_t layer, token_view<float const> q, token_view<float> out) {
+    require_step("attend");
+    check_heads("attend", q.heads);
+    check_tensor("attend", q, q.heads);
+    check_tensor("attend", out, q.heads);
     layer_done& done = at(layer, "attend");
     if (done.observed) refuse("attend", layer, "has been attended already");
     if (!done.appended) refuse("attend", layer, "lacks its append");
     done.observed = true;
   }
-  void observe(index_t layer) {
+  /// @param weights, columns  see `kv_cache::observe`
+  void observe(index_t layer,
+               token_view<float const> weights,
+               std::span<position_t const> columns) {
+    require_step("observe");
+    check_heads("observe", weights.heads);
+    if (weights.tokens != new_tokens()) {
+      throw std::logic_error("adore: observe: weights of " + std::to_string(weights.tokens) +
+                             " tokens for a step of " + std::to_string(new_tokens()));
+    }
+    if (!columns.empty() && columns.size() != static_cast<std::size_t>(weights.channels)) {
+      throw std::logic_error("adore: observe: one position per column is needed");
+    }
     layer_done& done = at(layer, "observe");
     if (done.observed) refuse("observe", layer, "has been observed already");
     if (in_prompt()) refuse("observe", layer, "is in a dense prompt, which the cache must attend");
     done.observed = true;
   }
 
+  /// @param accepted  see `kv_cache::end_step`
+  template <eviction_policy P>
+  void check_end(ledger<P> const& books, std::span<index_t const> accepted) const {
+    require_step("end_step");
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+      auto const layer = static_cast<index_t>(l);
+      if ((observes_attention<P> || in_prompt()) && !layers_[l].observed) {
+        refuse("end_step", layer, "was neither attended nor observed");
+      }
+      if (scores_keys<P> && !layers_[l].appended) refuse("end_step", layer, "lacks its append");
+    }
+    check_accepted(accepted);
+    if (books.placed() == placement::by_store) require_placed(books);
+  }
+
+ private:
+  struct layer_done {
+    bool appended = false, observed = false;
+  };
+
+  void require_step(char const* what) const {
+    if (stage_ == stage::idle) {
+      throw std::logic_error(std::string("adore: ") + what + ": no step has begun");
+    }
+  }
   template <class T>
   void check_tensor(char const* what, token_view<T> view, index_t heads) const {
     if (view.tokens != tokens() || view.heads != heads || view.channels != shape_.channels) {
@@ -116,18 +165,7 @@ class step_progress {
                              " KV heads");
     }
   }
-
-  /// @param accepted  see `kv_cache::end_step`
-  template <eviction_policy P>
-  void check_end(std::span<index_t const> accepted) const {
-    require_step("end_step");
-    for (std::size_t l = 0; l < layers_.size(); ++l) {
-      auto const layer = static_cast<index_t>(l);
-      if ((observes_attention<P> || in_prompt()) && !layers_[l].observed) {
-        refuse("end_step", layer, "was neither attended nor observed");
-      }
-      if (scores_keys<P> && !layers_[l].appended) refuse("end_step", layer, "lacks its append");
-    }
+  void check_accepted(std::span<index_t const> accepted) const {
     if (accepted.empty()) return;
     if (in_prompt() || accepted.size() != rows_.size()) {
       throw std::logic_error("adore: end_step: one accepted count per row of begin_step is needed");
@@ -139,18 +177,11 @@ class step_progress {
       }
     }
   }
-
- private:
-  struct layer_done {
-    bool appended = false, observed = false;
-  };
-
   [[noreturn]] static void refuse(char const* what, index_t layer, char const* why) {
     throw std::logic_error(std::string("adore: ") + what + ": layer " + std::to_string(layer) +
                            " " + why);
   }
   layer_done& at(index_t layer, char const* what) {
-    require_step(what);
     if (layer < 0 || layer >= shape_.layers) {
       refuse(what, layer, ("does not exist; there are " + std::to_string(shape_.layers)).c_str());
     }
@@ -171,18 +202,38 @@ class step_progress {
     if (reads_tokens<P> && !named) {
       throw std::logic_error("adore: this policy reads token ids; give them to begin_step");
     }
+    if (needs_ids_ && !named) {
+      throw std::logic_error(
+          "adore: row " + std::to_string(row.row) +
+          ": tokens that may be rebuilt need their ids; give them to begin_step");
+    }
+    check_scores(row, shape_, books.next_position(row.row));
+    if (!row.scores.empty() && !scores_tokens<P>) {
+      throw std::logic_error("adore: row " + std::to_string(row.row) +
+                             " brings scores, but this policy takes none");
+    }
+  }
+  template <eviction_policy P>
+  void require_placed(ledger<P> const& books) const {
+    for (row_step const& step : rows_) {
+      books.for_lanes(step.row, [&](index_t lane) {
+        auto const slots = books.new_slots(lane);
+        if (std::find(slots.begin(), slots.end(), -1) == slots.end()) return;
+        throw std::logic_error(
+            "adore: end_step: the store has not reported by `placed` where all new tokens of row " +
+            std::to_string(step.row) + " are");
+      });
+    }
   }
   template <eviction_policy P>
   void check_room(ledger<P> const& books, row_tokens const& row) const {
-    index_t const first = row.row * books.lanes_per_row();
-    for (index_t lane = first; lane < first + books.lanes_per_row(); ++lane) {
-      if (books.room(lane) < row.count) {
-        throw std::length_error(
-            "adore: row " + std::to_string(row.row) + " has " + std::to_string(books.room(lane)) +
-            " of " + std::to_string(shape_.slots) + " slots free for " + std::to_string(row.count) +
-            " new tokens; give the store more slots or the policy a budget");
-      }
-    }
+    books.for_lanes(row.row, [&](index_t lane) {
+      if (books.room(lane) >= row.count) return;
+      throw std::length_error(
+          "adore: row " + std::to_string(row.row) + " has " + std::to_string(books.room(lane)) +
+          " of " + std::to_string(shape_.slots) + " slots free for " + std::to_string(row.count) +
+          " new tokens; give the store more slots or the policy a budget");
+    });
   }
   void begin(std::span<row_tokens const> rows, stage what) {
     rows_.clear();
@@ -198,6 +249,7 @@ class step_progress {
 
   kv_shape shape_;
   index_t max_new_;
+  bool needs_ids_;                       // of each token
   index_t tokens_ = 0, new_tokens_ = 0;  // of the step
   stage stage_ = stage::idle;
   std::vector<row_step> rows_;

@@ -121,10 +121,27 @@ row_snapshot small_row() {
   row.lane_states = {std::byte{1}, std::byte{255}};
   return row;
 }
-std::string small_file() {
+std::string file_of(row_snapshot const& row) {
   std::ostringstream file;
-  save(file, small_row(), "h2o");
+  save(file, row, "h2o");
   return file.str();
+}
+std::string small_file() {
+  return file_of(small_row());
+}
+/// The same with a past, which has something in every field too.
+row_snapshot small_row_with_past() {
+  row_snapshot row = small_row();
+  past_snapshot& past = row.past.emplace();
+  past.phase = 5;
+  past.ids = {7, 70, 700, 7000};
+  past.cached = {std::byte{1}, std::byte{0}};
+  past.states = {std::byte{3}, std::byte{200}, std::byte{9}};
+  past.guests = {4, 2};
+  past.guest_slots = {1, 6};
+  past.tier_positions = {3, 1, 2};
+  past.tier = {std::byte{8}};
+  return row;
 }
 /// The sentence with which a file is refused, "accepted" if it is not.
 std::string refusal(std::string const& file, std::string const& policy = "h2o") {
@@ -174,6 +191,27 @@ TEST_CASE("snapshot_file: each field comes back") {
   CHECK(stream.peek() == std::istringstream::traits_type::eof());
 }
 
+TEST_CASE("snapshot_file: each field of a past comes back") {
+  past_snapshot const wanted = *small_row_with_past().past;
+  std::istringstream stream(file_of(small_row_with_past()));
+  row_snapshot const row = load(stream, "h2o", "row.adore");
+  REQUIRE(row.past.has_value());
+  past_snapshot const& past = *row.past;
+  CHECK(past.phase == wanted.phase);
+  CHECK(past.ids == wanted.ids);
+  CHECK(past.cached == wanted.cached);
+  CHECK(past.states == wanted.states);
+  CHECK(past.guests == wanted.guests);
+  CHECK(past.guest_slots == wanted.guest_slots);
+  CHECK(past.tier_positions == wanted.tier_positions);
+  CHECK(past.tier == wanted.tier);
+  CHECK(row.lane_states == small_row().lane_states);
+  CHECK(stream.peek() == std::istringstream::traits_type::eof());
+  // what has no past is written as before there was one
+  CHECK(small_file().substr(8, 4) == std::string("\1\0\0\0", 4));
+  CHECK(file_of(small_row_with_past()).substr(8, 4) == std::string("\2\0\0\0", 4));
+}
+
 TEST_CASE("snapshot_file: numbers are little-endian, whatever machine wrote them") {
   std::string const file = small_file();
   CHECK(file.substr(0, 8) == "adorerow");
@@ -188,7 +226,7 @@ TEST_CASE("snapshot_file: numbers are little-endian, whatever machine wrote them
 }
 
 TEST_CASE("snapshot_file: a file cut off anywhere is refused") {
-  std::string const file = small_file();
+  std::string const file = file_of(small_row_with_past());
   for (std::size_t size = 0; size < file.size(); ++size) {
     CAPTURE(size);
     std::string const why = refusal(file.substr(0, size));
@@ -198,7 +236,7 @@ TEST_CASE("snapshot_file: a file cut off anywhere is refused") {
 }
 
 TEST_CASE("snapshot_file: a flipped bit anywhere is refused") {
-  std::string const file = small_file();
+  std::string const file = file_of(small_row_with_past());
   for (std::size_t byte = 0; byte < file.size(); ++byte) {
     for (unsigned bit = 0; bit < 8; ++bit) {
       CAPTURE(byte);
@@ -221,8 +259,8 @@ TEST_CASE("snapshot_file: a count of 2^60 asks for no memory") {
 
 TEST_CASE("snapshot_file: what is expected is said") {
   std::string other = small_file();
-  other[8] = 2;
-  CHECK(refusal(other) == "adore: row.adore, byte 8: expected version 1, not 2");
+  other[8] = 3;
+  CHECK(refusal(other) == "adore: row.adore, byte 8: expected version 1 or 2, not 3");
   CHECK(refusal(small_file(), "tov") ==
         "adore: row.adore, byte 24: expected policy \"tov\", not \"h2o\"");
   CHECK(

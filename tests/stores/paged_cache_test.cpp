@@ -19,6 +19,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace adore::testing {
@@ -151,8 +152,12 @@ class pair_of_caches {
       both([&](auto& c) { c.set_budget(row, budget); });
     } else if (dice < 7 && !rebuilds()) {
       paged_.compact(row);
-    } else if (dice < 8 && !rebuilds()) {
-      save_and_load(row);
+    } else if (dice < 8) {
+      save_and_load(paged_, row);
+      // what a full tier loses next depends on who was loaded last
+      if (std::holds_alternative<restore>(plain_.options().rebuild.schedule)) {
+        save_and_load(plain_, row);
+      }
     } else {
       steps();
     }
@@ -196,25 +201,26 @@ class pair_of_caches {
     both([&](auto& c) { c.end_step(accepted); });
   }
   /// A row's books are saved, the row is closed and opened again; K and V are put back by hand.
-  void save_and_load(index_t row) {
-    row_snapshot const saved = paged_.snapshot(row);
+  template <class Cache>
+  static void save_and_load(Cache& cache, index_t row) {
+    row_snapshot const saved = cache.snapshot(row);
     std::vector<float> kv;
     auto const for_cells = [&](auto&& action) {
       for (index_t layer = 0; layer < layers; ++layer) {
         for (index_t head = 0; head < kv_heads; ++head) {
-          auto const here = paged_.books().positions(paged_.books().lane(row, layer, head));
+          auto const here = cache.books().positions(cache.books().lane(row, layer, head));
           for (std::size_t slot = 0; slot < here.size(); ++slot) {
             if (here[slot] == no_position) continue;
             auto const s = static_cast<index_t>(slot);
-            action(paged_.store().keys(layer)(row, head, s));
-            action(paged_.store().values(layer)(row, head, s));
+            action(cache.store().keys(layer)(row, head, s));
+            action(cache.store().values(layer)(row, head, s));
           }
         }
       }
     };
     for_cells([&](float const* cell) { kv.insert(kv.end(), cell, cell + channels); });
-    paged_.close(row);
-    paged_.restore(row, saved);
+    cache.close(row);
+    cache.restore(row, saved);
     float const* from = kv.data();
     for_cells([&](float* cell) {
       std::copy_n(from, channels, cell);

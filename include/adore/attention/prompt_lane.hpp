@@ -5,6 +5,7 @@
 
 #include "adore/concepts.hpp"
 #include "adore/eviction/lane_slots.hpp"
+#include "adore/eviction/lane_table.hpp"
 #include "adore/eviction/ledger.hpp"
 #include "adore/eviction/prompt_budget.hpp"
 #include "adore/order_key.hpp"
@@ -92,7 +93,7 @@ void require_prompt_fits(ledger<P>& books, row_tokens const& whole) {
     *lane.lane_state = {};
     stay = std::min(stay, lane.view.budget);
     if (stay > books.slots()) {
-      ledger<P>::refuse_prompt(static_cast<std::size_t>(stay), books.slots());
+      lane_table<P>::refuse_prompt(static_cast<std::size_t>(stay), books.slots());
     }
   });
 }

@@ -17,6 +17,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace adore {
@@ -30,6 +32,18 @@ class prompt_stage {
     return 2 * sizeof(float) * static_cast<std::size_t>(reach == scope::model ? shape.layers : 1) *
            static_cast<std::size_t>(shape.kv_heads) * static_cast<std::size_t>(tokens) *
            static_cast<std::size_t>(shape.channels);
+  }
+  /// @throws std::length_error naming the bytes, if they are more than `limit`
+  static void require_staging(index_t tokens,
+                              kv_shape const& shape,
+                              scope reach,
+                              std::size_t limit) {
+    std::size_t const needed = bytes(tokens, shape, reach);
+    if (needed <= limit) return;
+    throw std::length_error("adore: a dense prompt of " + std::to_string(tokens) +
+                            " tokens needs " + std::to_string(needed) +
+                            " bytes of staging; the limit is " + std::to_string(limit) +
+                            "; use chunks");
   }
 
   void begin(ledger<P>& books, index_t row, row_tokens const& tokens) {

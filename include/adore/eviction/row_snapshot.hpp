@@ -2,11 +2,13 @@
 // A row's books at one moment, and what they must be like to go on from.
 #pragma once
 
+#include "adore/eviction/past_snapshot.hpp"
 #include "adore/types.hpp"
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,13 +28,15 @@ struct row_snapshot {
   std::vector<position_t> rotary{};      // [lane, slot]
   std::vector<std::byte> slot_states{};  // [lane, slot] of the policy's slot_state
   std::vector<std::byte> lane_states{};  // [lane] of the policy's lane_state
+  std::optional<past_snapshot> past{};   // if released tokens may come back
 };
 
 /// What a snapshot must measure to fit into the books of a cache.
 struct row_measure {
-  scope reach;
-  std::size_t lanes, slots;                                ///< of one row, of one lane
-  std::size_t bytes_per_slot_state, bytes_per_lane_state;  ///< 0: the policy keeps none
+  scope reach = scope::model;
+  std::size_t lanes = 0, slots = 0;                                ///< of one row, of one lane
+  std::size_t bytes_per_slot_state = 0, bytes_per_lane_state = 0;  ///< 0: the policy keeps none
+  bool has_past = false;  ///< somebody takes care of `past`
 };
 
 /// @throws std::invalid_argument if the snapshot does not fit, or contradicts itself
@@ -53,6 +57,11 @@ inline void require_sound(row_snapshot const& saved, row_measure const& books) {
     throw std::invalid_argument(
         "adore: restore: the snapshot is of a cache with another scope, number of lanes, or "
         "policy");
+  }
+  if (saved.past && !books.has_past) {
+    throw std::invalid_argument(
+        "adore: restore: the snapshot has released tokens that may come back, which these books "
+        "do not know");
   }
   for (std::size_t lane = 0; lane < books.lanes; ++lane) {
     auto const begin = saved.positions.begin() + static_cast<std::ptrdiff_t>(lane * books.slots);

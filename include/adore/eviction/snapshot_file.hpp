@@ -2,12 +2,10 @@
 // A row's books in a file: so that a sequence can go on in another process.
 #pragma once
 
-#include "adore/eviction/ledger.hpp"
+#include "adore/eviction/row_snapshot.hpp"
+#include "adore/eviction/snapshot_bytes.hpp"
 #include "adore/types.hpp"
 
-#include <algorithm>
-#include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <istream>
@@ -15,8 +13,6 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <type_traits>
-#include <vector>
 
 namespace adore {
 
@@ -24,13 +20,19 @@ namespace adore {
 //
 //   offset  bytes
 //        0      8  "adorerow"
-//        8      4  version, 1
+//        8      4  version: 1, or 2 if released tokens may come back
 //       12      4  length of the policy's name
 //       16      8  bytes of all that follows the name, the checksum not included
 //       24         the policy's name
 //               1  scope; 4 position of the next token; 8 seed
 //               8  number of budgets, and 4 bytes each; likewise positions and rotary positions
 //               8  number of bytes of slot states, and these; likewise lane states
+//                  version 2 only:
+//               4  phase; 8 number of ids, and 4 bytes each
+//               8  number of bytes that say who is cached, and these; likewise states
+//               8  number of guests, and 4 bytes each; likewise their slots
+//               8  number of tokens in the tier, and 4 bytes each
+//               8  number of bytes of their K/V, and these
 //               8  FNV-1a (64 bits) of everything before
 //
 // States are the bytes of the policy's own structs as the writing compiler lays them out. A policy
@@ -38,146 +40,7 @@ namespace adore {
 
 inline constexpr std::string_view snapshot_magic = "adorerow";
 inline constexpr std::uint32_t snapshot_version = 1;
-
-namespace detail {
-
-static_assert(std::endian::native == std::endian::little,
-              "adore: slot states are written as they lie in memory, little-endian");
-
-class fnv_1a {
- public:
-  void add(char const* bytes, std::size_t count) noexcept {
-    for (std::size_t i = 0; i < count; ++i) {
-      sum_ = (sum_ ^ static_cast<unsigned char>(bytes[i])) * 0x100000001B3U;
-    }
-  }
-  std::uint64_t sum() const noexcept { return sum_; }
-
- private:
-  std::uint64_t sum_ = 0xCBF29CE484222325U;
-};
-
-/// The bytes of a file in the making.
-class snapshot_writer {
- public:
-  template <class T>
-  void number(T value) {
-    auto rest = static_cast<std::uint64_t>(value);
-    for (std::size_t i = 0; i < sizeof(T); ++i, rest >>= 8U) {
-      bytes_.push_back(static_cast<char>(static_cast<unsigned char>(rest & 0xFFU)));
-    }
-  }
-  void text(std::string_view text) { bytes_.append(text); }
-  void list(std::vector<index_t> const& numbers) {
-    number(static_cast<std::uint64_t>(numbers.size()));
-    for (index_t const n : numbers) number(n);
-  }
-  void list(std::vector<std::byte> const& bytes) {
-    number(static_cast<std::uint64_t>(bytes.size()));
-    bytes_.append(reinterpret_cast<char const*>(bytes.data()), bytes.size());
-  }
-  std::string const& bytes() const noexcept { return bytes_; }
-
- private:
-  std::string bytes_;
-};
-
-/// Takes a file apart and says where it is not what it should be.
-class snapshot_reader {
- public:
-  snapshot_reader(std::istream& stream, std::string_view file_name)
-      : stream_(stream), file_name_(file_name) {}
-
-  [[noreturn]] void refuse(std::size_t offset, std::string const& expected) const {
-    throw std::runtime_error("adore: " + file_name_ + ", byte " + std::to_string(offset) + ": " +
-                             expected);
-  }
-  std::size_t offset() const noexcept { return next_; }
-
-  /// Takes `count` more bytes from the stream, in pieces: a damaged count cannot ask for more
-  /// memory than the stream has bytes.
-  void fetch(std::uint64_t count, char const* what) {
-    constexpr std::uint64_t piece = 1U << 16U;
-    for (std::uint64_t rest = count; rest > 0;) {
-      std::size_t const here = bytes_.size();
-      auto const wanted = static_cast<std::size_t>(std::min(rest, piece));
-      bytes_.resize(here + wanted);
-      stream_.read(bytes_.data() + here, static_cast<std::streamsize>(wanted));
-      auto const got = static_cast<std::size_t>(stream_.gcount());
-      if (got < wanted) {
-        refuse(here + got,
-               std::string("the file ends here; ") + std::to_string(rest - got) +
-                   " more bytes of " + what + " were expected");
-      }
-      rest -= wanted;
-    }
-  }
-
-  template <class T>
-  T number(char const* what) {
-    require(sizeof(T), what);
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < sizeof(T); ++i) {
-      value |= std::uint64_t{static_cast<unsigned char>(bytes_[next_ + i])} << (8U * i);
-    }
-    next_ += sizeof(T);
-    return static_cast<T>(value);
-  }
-  std::string text(std::size_t count, char const* what) {
-    require(count, what);
-    next_ += count;
-    return bytes_.substr(next_ - count, count);
-  }
-  std::vector<index_t> numbers(char const* what) {
-    std::size_t const count = size(sizeof(index_t), what);
-    std::vector<index_t> result(count);
-    for (index_t& n : result) n = number<index_t>(what);
-    return result;
-  }
-  std::vector<std::byte> raw(char const* what) {
-    std::size_t const count = size(1, what);
-    std::vector<std::byte> result(count);
-    std::transform(bytes_.begin() + static_cast<std::ptrdiff_t>(next_),
-                   bytes_.begin() + static_cast<std::ptrdiff_t>(next_ + count),
-                   result.begin(),
-                   [](char c) { return static_cast<std::byte>(c); });
-    next_ += count;
-    return result;
-  }
-  /// Bytes that have been fetched and not been taken apart.
-  std::size_t left() const noexcept { return bytes_.size() - next_; }
-  std::uint64_t checksum() const noexcept {
-    fnv_1a sum;
-    sum.add(bytes_.data(), bytes_.size());
-    return sum.sum();
-  }
-
- private:
-  void require(std::size_t count, char const* what) const {
-    if (left() < count) {
-      refuse(next_,
-             std::string(what) + " needs " + std::to_string(count) + " bytes, but only " +
-                 std::to_string(left()) + " are left");
-    }
-  }
-  std::size_t size(std::size_t element, char const* what) {
-    std::size_t const here = next_;
-    auto const count = number<std::uint64_t>(what);
-    if (count > left() / element) {
-      refuse(here,
-             "at most " + std::to_string(left() / element) + " " + what +
-                 " fit into the rest, not " + std::to_string(count));
-    }
-    return static_cast<std::size_t>(count);
-  }
-
-  std::istream& stream_;
-  std::string file_name_;
-  std::string bytes_;  // fetched so far; an offset in it is one in the file
-  std::size_t next_ = 0;
-};
-
-}  // namespace detail
+inline constexpr std::uint32_t snapshot_version_with_past = 2;
 
 /// Writes a row's books.
 ///
@@ -193,9 +56,19 @@ inline void save(std::ostream& stream, row_snapshot const& row, std::string_view
   body.list(row.rotary);
   body.list(row.slot_states);
   body.list(row.lane_states);
+  if (row.past) {
+    body.number(row.past->phase);
+    body.list(row.past->ids);
+    body.list(row.past->cached);
+    body.list(row.past->states);
+    body.list(row.past->guests);
+    body.list(row.past->guest_slots);
+    body.list(row.past->tier_positions);
+    body.list(row.past->tier);
+  }
   detail::snapshot_writer file;
   file.text(snapshot_magic);
-  file.number(snapshot_version);
+  file.number(row.past ? snapshot_version_with_past : snapshot_version);
   file.number(static_cast<std::uint32_t>(policy.size()));
   file.number(static_cast<std::uint64_t>(body.bytes().size()));
   file.text(policy);
@@ -223,9 +96,10 @@ inline row_snapshot load(std::istream& stream,
   }
   file.fetch(16, "header");
   auto const version = file.number<std::uint32_t>("version");
-  if (version != snapshot_version) {
+  if (version != snapshot_version && version != snapshot_version_with_past) {
     file.refuse(8,
-                "expected version " + std::to_string(snapshot_version) + ", not " +
+                "expected version " + std::to_string(snapshot_version) + " or " +
+                    std::to_string(snapshot_version_with_past) + ", not " +
                     std::to_string(version));
   }
   auto const name_size = file.number<std::uint32_t>("policy name");
@@ -254,6 +128,17 @@ inline row_snapshot load(std::istream& stream,
   row.rotary = file.numbers("rotary positions");
   row.slot_states = file.raw("slot states");
   row.lane_states = file.raw("lane states");
+  if (version == snapshot_version_with_past) {
+    past_snapshot& past = row.past.emplace();
+    past.phase = file.number<index_t>("phase");
+    past.ids = file.numbers("ids");
+    past.cached = file.raw("marks of what is cached");
+    past.states = file.raw("states of past tokens");
+    past.guests = file.numbers("guests");
+    past.guest_slots = file.numbers("slots of guests");
+    past.tier_positions = file.numbers("positions in the tier");
+    past.tier = file.raw("bytes of the tier");
+  }
   std::size_t const end = file.offset();
   auto const stored = file.number<std::uint64_t>("checksum");
   if (stored != computed || end - begin != body_size) {

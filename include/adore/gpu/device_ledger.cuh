@@ -298,6 +298,11 @@ class device_ledger {
     if (!fits) {
       throw std::invalid_argument("adore: the snapshot is of a cache of another set-up");
     }
+    if (saved.past) {
+      throw std::invalid_argument(
+          "adore: released tokens of the snapshot may come back: only a cache on the host loads "
+          "it");
+    }
     std::vector<position_t> positions(lanes * static_cast<std::size_t>(view_.stride), no_position);
     std::vector<index_t> new_slots(lanes * static_cast<std::size_t>(view_.max_new));
     std::vector<lane_books> books(lanes);

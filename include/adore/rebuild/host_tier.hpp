@@ -60,6 +60,13 @@ class host_tier {
     std::erase_if(held_, [row](auto const& entry) { return entry.first.row == row; });
     std::erase_if(order_, [row](token const& entry) { return entry.row == row; });
   }
+  /// Calls `use(position, K and V)` for each token of a row, in the order of their release.
+  template <class Use>
+  void for_each(index_t row, Use&& use) const {
+    for (token const& entry : order_) {
+      if (entry.row == row && holds(entry)) use(entry.position, get(entry));
+    }
+  }
   /// `to` gets what `from` has, as far as the limit goes.
   template <class Lost>
   void fork(index_t from, index_t to, Lost&& lost) {

@@ -4,11 +4,15 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/eviction/row_snapshot.hpp"
 #include "adore/types.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 namespace adore {
@@ -56,6 +60,33 @@ class past_tokens {
     released_ -= 1 - cached_[at(p)];
     cached_[at(p)] = 1;
   }
+
+  void save(past_snapshot& past) const {
+    past.ids = ids_;
+    past.cached.resize(cached_.size());
+    past.states.resize(states_.size() * bytes_per_state);
+    std::transform(cached_.begin(), cached_.end(), past.cached.begin(), [](std::uint8_t is) {
+      return static_cast<std::byte>(is);
+    });
+    if constexpr (bytes_per_state > 0) {
+      std::memcpy(past.states.data(), states_.data(), past.states.size());
+    }
+  }
+  /// @pre `past` is sound
+  void load(past_snapshot const& past) {
+    clear();
+    append(past.ids);
+    if constexpr (bytes_per_state > 0) {
+      std::memcpy(states_.data(), past.states.data(), past.states.size());
+    }
+    for (std::size_t p = 0; p < cached_.size(); ++p) {
+      cached_[p] = static_cast<std::uint8_t>(past.cached[p]);
+      released_ += 1 - cached_[p];
+    }
+  }
+  /// Of a state in a snapshot, 0 if the policy keeps none.
+  static constexpr std::size_t bytes_per_state =
+      std::is_empty_v<slot_state> ? 0 : sizeof(slot_state);
 
  private:
   static std::size_t at(position_t p) noexcept { return static_cast<std::size_t>(p); }

@@ -4,6 +4,7 @@
 
 #include "adore/concepts.hpp"
 #include "adore/eviction/ledger.hpp"
+#include "adore/eviction/row_snapshot.hpp"
 #include "adore/eviction/slot_order.hpp"
 #include "adore/order_key.hpp"
 #include "adore/rebuild/choose.hpp"
@@ -40,7 +41,7 @@ class rebuild_stage {
         past_(options.count > 0 ? static_cast<std::size_t>(rows) : 0),
         guests_(past_.size()),
         wanted_(past_.size()),
-        steps_(past_.size(), 0) {
+        phases_(past_.size(), 0) {
     if (auto const* const entry = std::get_if<on_entry>(&options.schedule)) {
       pool_ = entry->pool_for(rows);
     }
@@ -63,13 +64,39 @@ class rebuild_stage {
     if (!active()) return;
     past(row).clear();
     guests(row).clear();
-    steps_[static_cast<std::size_t>(row)] = 0;
+    phase(row) = row;  // rows that are opened together take turns
   }
   void fork(index_t from, index_t to) {
     if (!active()) return;
     past(to) = past(from);
     guests(to) = guests(from);
-    steps_[static_cast<std::size_t>(to)] = steps_[static_cast<std::size_t>(from)];
+    phase(to) = phase(from);
+  }
+  past_snapshot save(index_t row) const {
+    past_snapshot saved;
+    saved.phase = phases_[static_cast<std::size_t>(row)];
+    past(row).save(saved);
+    for (guest const& one : guests_[static_cast<std::size_t>(row)]) {
+      saved.guests.push_back(one.position);
+      saved.guest_slots.push_back(one.slot);
+    }
+    return saved;
+  }
+  /// Into a row whose books have been restored: those that were back get their slots again.
+  ///
+  /// @pre `saved` is sound
+  void load(ledger<P>& books, index_t row, past_snapshot const& saved) {
+    past(row).load(saved);
+    phase(row) = saved.phase;
+    guests(row).clear();
+    index_t const lane = books.lane(row, 0, 0);
+    for (std::size_t i = 0; i < saved.guests.size(); ++i) {
+      index_t const slot = saved.guest_slots[i];
+      slot_state_of<P> const state = books.slots_of(lane).state(slot);  // as it has been loaded
+      books.prefer_slots(lane, [slot](index_t free) { return free == slot; });
+      books.invite(lane, saved.guests[i], state);
+      guests(row).push_back({saved.guests[i], slot});
+    }
   }
 
   void begin() noexcept { entering_.clear(); }
@@ -158,6 +185,7 @@ class rebuild_stage {
     position_t position;
   };
 
+  index_t& phase(index_t row) { return phases_[static_cast<std::size_t>(row)]; }
   std::vector<guest>& guests(index_t row) { return guests_[static_cast<std::size_t>(row)]; }
   guest const* find_guest(index_t row, position_t position) {
     auto const& here = guests(row);
@@ -169,9 +197,12 @@ class rebuild_stage {
   /// Adds to the wishes whom the row wants back and has not; by `every` also whom it has, since all
   /// are computed anew.
   void wish(ledger<P>& books, index_t row, index_t count) {
-    index_t const step = steps_[static_cast<std::size_t>(row)]++;
     auto const* const periodic = std::get_if<every>(&options_.schedule);
-    if (periodic != nullptr && (step + row) % std::max(periodic->steps, 1) != 0) return;
+    if (periodic != nullptr) {
+      index_t const now = phase(row);
+      phase(row) = (now + 1) % periodic->steps;
+      if (now % periodic->steps != 0) return;
+    }
     index_t const lane = books.lane(row, 0, 0);
     lane_view view = books.view_of(lane, books.next_position(row) + count - 1);
     if (!by_slot_) view.occupied += count;  // they are not placed yet
@@ -235,7 +266,7 @@ class rebuild_stage {
   std::vector<past_tokens<P>> past_;             // [row]
   std::vector<std::vector<guest>> guests_;       // [row], in the order in which they entered
   std::vector<std::vector<position_t>> wanted_;  // [row], ascending
-  std::vector<index_t> steps_;                   // [row]
+  std::vector<index_t> phases_;                  // [row] `every`: its turn at 0
   std::vector<rebuilt_token> entering_;
   rebuild_counts counts_;
   // scratch of `choose`

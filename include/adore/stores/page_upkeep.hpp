@@ -123,4 +123,15 @@ void reserve_row(Store& store, ledger<P> const& books, index_t row) {
   });
 }
 
+// Any other store has memory for all its slots from the beginning, or finds it by itself.
+
+template <kv_store Store, eviction_policy P>
+void release_unused(Store&, ledger<P> const&, index_t) noexcept {}
+template <kv_store Store, eviction_policy P>
+void reserve_step(Store&, ledger<P>&, std::span<row_tokens const>, index_t) noexcept {}
+template <kv_store Store, eviction_policy P>
+void reserve_prompt(Store&, ledger<P> const&, row_tokens const&, bool) noexcept {}
+template <kv_store Store, eviction_policy P>
+void reserve_row(Store&, ledger<P> const&, index_t) noexcept {}
+
 }  // namespace adore

@@ -2,6 +2,7 @@
 // Released K and V on their way into a tier, and back into the store.
 #pragma once
 
+#include "adore/eviction/row_snapshot.hpp"
 #include "adore/kv_view.hpp"
 #include "adore/rebuild/host_tier.hpp"
 #include "adore/rebuild/rebuild_stage.hpp"
@@ -9,6 +10,8 @@
 #include "adore/types.hpp"
 
 #include <cstddef>
+#include <cstring>
+#include <span>
 #include <utility>
 
 namespace adore {
@@ -30,10 +33,7 @@ class restore_stage<Store> {
 
   /// @param limit_bytes  of all tokens together
   void start(std::size_t limit_bytes) {
-    tier_ = host_tier<element>(
-        static_cast<std::size_t>(2) * static_cast<std::size_t>(shape_.layers) *
-            static_cast<std::size_t>(shape_.kv_heads) * static_cast<std::size_t>(shape_.channels),
-        limit_bytes);
+    tier_ = host_tier<element>(bytes_per_token() / sizeof(element), limit_bytes);
   }
   std::size_t bytes() const noexcept { return tier_.bytes(); }
   void forget(index_t row) { tier_.forget(row); }
@@ -42,6 +42,30 @@ class restore_stage<Store> {
   template <eviction_policy P>
   void fork(rebuild_stage<P>& past, index_t from, index_t to) {
     tier_.fork(from, to, lost(past));
+  }
+  std::size_t bytes_per_token() const noexcept {
+    return static_cast<std::size_t>(2) * static_cast<std::size_t>(shape_.layers) *
+           static_cast<std::size_t>(shape_.kv_heads) * static_cast<std::size_t>(shape_.channels) *
+           sizeof(element);
+  }
+  void save(index_t row, past_snapshot& past) const {
+    tier_.for_each(row, [&](position_t position, std::span<element const> held) {
+      past.tier_positions.push_back(position);
+      auto const bytes = std::as_bytes(held);
+      past.tier.insert(past.tier.end(), bytes.begin(), bytes.end());
+    });
+  }
+  /// The row's tokens are the newest in the tier.
+  ///
+  /// @pre `saved` is sound
+  template <eviction_policy P>
+  void load(rebuild_stage<P>& past, index_t row, past_snapshot const& saved) {
+    tier_.forget(row);
+    for (std::size_t i = 0; i < saved.tier_positions.size(); ++i) {
+      auto const room = tier_.put({row, saved.tier_positions[i]}, lost(past));
+      if (room.empty()) continue;
+      std::memcpy(room.data(), saved.tier.data() + i * bytes_per_token(), bytes_per_token());
+    }
   }
   /// A token's K and V go into its slot.
   void bring_back(Store& store, rebuilt_token const& token) {
