@@ -25,6 +25,7 @@ using adore::index_t;
 using adore::gpu::device_buffer;
 
 constexpr index_t rows = 2, layers = 2, heads = 4, kv_heads = 2, channels = 64, tokens = 100;
+constexpr index_t most_rows = 4;  // query heads per KV head at most: fewer compile faster
 
 /// Random numbers [token, layer, row, head, channel]; a model would compute them.
 std::vector<float> random_numbers(index_t n_heads, unsigned seed) {
@@ -68,7 +69,7 @@ int main() {
           .weights = weights.data(),  // only because we want to look at them
           .layer = layer,
           .reduction = adore::gqa_reduction::mean};  // of the two query heads of a KV head
-      adore::gpu::attend_async<channels>(stream, args, books.view(), policy);
+      adore::gpu::attend_async<channels, most_rows>(stream, args, books.view(), policy);
     }
     adore::gpu::advance_async(stream, books.view());
   }

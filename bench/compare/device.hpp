@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The comparison on a CUDA device. Defined in device_comparison.cu, or in no_device.cpp where the
-// program is built without CUDA.
+// program is built without a device half.
 #pragma once
 
 #include "comparison.hpp"

@@ -7,7 +7,8 @@
 namespace comparison {
 
 std::optional<std::string> why_no_device() {
-  return "this program was built without CUDA";
+  return "this program was built without its device half: on a machine without a GPU that needs "
+         "-DADORE_GPU_EVERYTHING=ON";
 }
 
 std::vector<result> run_on_device(request const&,

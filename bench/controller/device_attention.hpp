@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Full attention of the device's example engine, shown to the labels. Defined in
-// device_attention.cu, or in no_device.cpp where the program is built without CUDA.
+// device_attention.cu, or in no_device.cpp where the program has none.
 #pragma once
 
 #include "host_attention.hpp"

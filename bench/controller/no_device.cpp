@@ -9,7 +9,8 @@ namespace controller_labels {
 struct device_attention::state {};
 
 std::optional<std::string> why_no_device() {
-  return "this program was built without CUDA";
+  return "this program was built without its device half: on a machine without a GPU that needs "
+         "-DADORE_GPU_EVERYTHING=ON";
 }
 
 device_attention::device_attention(llama_example::model const&) {

@@ -146,8 +146,8 @@ struct cached_rows {
     books.move(lane, new_slot_of);
     order.assign(lane, books.positions(lane));
   }
-  /// The newest tokens of a lane never were. A store that chooses slots itself gets its cells back,
-  /// one with pages the drafts' slots; the books still have to free those.
+  /// The newest tokens of a lane never were. A store that chooses slots itself gets its cells back;
+  /// in another the books still have to free the slots.
   void reject(index_t lane, index_t count) {
     if constexpr (!by_slot) {
       auto const newest = static_cast<std::size_t>(count);
@@ -155,9 +155,6 @@ struct cached_rows {
         release_from(
             store, books, lane, order.positions(lane).last(newest), order.slots(lane).last(newest));
       }
-    } else if constexpr (paging_store<Store>) {
-      auto const drafts = books.new_slots(lane).last(static_cast<std::size_t>(count));
-      if (count > 0) release_from(store, books, lane, {}, drafts);
     }
     order.drop_newest(lane, count);
   }
@@ -166,10 +163,12 @@ struct cached_rows {
     returning.follow(store, books);
     carry_out(store, books, order, kind);
   }
-  /// ... at the end of a step, after which slots may be free that were reserved for guests.
-  void end_step(std::span<row_step const> rows) {
+  /// ... at the end of a step, after which slots may be free that were reserved for it.
+  ///
+  /// @param drafted  some of its tokens may have been rejected
+  void end_step(std::span<row_step const> rows, bool drafted) {
     carry_out_release();
-    if (!returning.active()) return;
+    if (!returning.active() && !drafted) return;
     for (row_step const& step : rows) release_unused(store, books, step.row);
   }
 

@@ -206,7 +206,7 @@ class kv_cache {
       rows_.books.advance(step.row, stay);
     }
     progress_.end();
-    rows_.end_step(progress_.rows());
+    rows_.end_step(progress_.rows(), !accepted.empty());
   }
 
   // ------------------------------------------------------------------ prompts and their likes

@@ -18,18 +18,10 @@ template <class P>
 inline constexpr bool is_for_speed =
     std::is_same_v<P, adore::keep_all> || std::is_same_v<P, adore::sliding_window> ||
     std::is_same_v<P, adore::h2o> || std::is_same_v<P, adore::adaptive_release>;
-#ifdef ADORE_GPU_EVERYTHING
-inline constexpr bool all_are_compiled = true;
-#else
-inline constexpr bool all_are_compiled = false;  // there is no device to run them on
-#endif
 template <class T, int Channels, class P>
-inline constexpr bool is_compiled =
-    why_host_only<P>() == nullptr &&
-    (all_are_compiled
-         ? is_for_speed<P> || (Channels == 64 && std::is_same_v<T, float>)
-         : Channels == (std::is_same_v<T, float> ? 64 : 128) &&
-               (std::is_same_v<P, adore::h2o> || (std::is_same_v<T, float> && is_for_speed<P>)));
+inline constexpr bool is_compiled = why_host_only<P>() == nullptr &&
+                                    (is_for_speed<P> ||
+                                     (Channels == 64 && std::is_same_v<T, float>));
 
 template <class T>
 std::unique_ptr<device_cache<T>> make_device_cache(std::string_view text,
@@ -61,9 +53,9 @@ std::unique_ptr<device_cache<T>> make_device_cache(std::string_view text,
         throw std::invalid_argument(std::string(P::name) + " is not compiled for heads of " +
                                     std::to_string(request.channels) + " channels of " +
                                     (std::is_same_v<T, float> ? "float" : "bfloat16") +
-                                    ": all policies are for 64 channels of float (if built with "
-                                    "ADORE_GPU_EVERYTHING); keep_all, sliding_window, h2o and "
-                                    "adaptive_release also for 128 and for bfloat16");
+                                    ": all policies are for 64 channels of float; keep_all, "
+                                    "sliding_window, h2o and adaptive_release also for 128 and "
+                                    "for bfloat16");
       }
     }
   });

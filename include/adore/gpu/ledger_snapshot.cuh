@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// A row's books on their way between device memory and a snapshot on the host.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/eviction/row_snapshot.hpp"
+#include "adore/gpu/error.cuh"
+#include "adore/gpu/ledger_view.cuh"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <span>
+#include <stdexcept>
+#include <type_traits>
+#include <vector>
+
+namespace adore::gpu::detail {
+
+/// Copies from device memory. Synchronises.
+template <class T>
+std::vector<T> read_some(cudaStream_t stream, T const* from, std::size_t count) {
+  std::vector<T> copy(count);
+  check(cudaMemcpyAsync(copy.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost, stream));
+  check(cudaStreamSynchronize(stream));
+  return copy;
+}
+template <class T>
+T read_one(cudaStream_t stream, T const* from) {
+  return read_some(stream, from, 1).front();
+}
+template <class T>
+void write_async(cudaStream_t stream, T* to, std::span<T const> from) {
+  check(cudaMemcpyAsync(to, from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream));
+}
+template <class T>
+void append_bytes(std::vector<std::byte>& to, std::vector<T> const& from) {
+  auto const* const bytes = reinterpret_cast<std::byte const*>(from.data());
+  to.insert(to.end(), bytes, bytes + from.size() * sizeof(T));
+}
+
+/// As `adore::ledger::snapshot` gives them. Synchronises.
+template <eviction_policy P>
+row_snapshot snapshot_of(cudaStream_t stream,
+                         ledger_view<P> const& ledger,
+                         P const& policy,
+                         index_t row) {
+  row_books const books = read_one<row_books>(stream, ledger.rows + row);
+  row_snapshot saved{.reach = ledger.reach, .next = books.next, .seed = books.seed};
+  index_t const first = row * ledger.lanes_per_row();
+  for (index_t lane = first; lane < first + ledger.lanes_per_row(); ++lane) {
+    saved.budgets.push_back(read_one<lane_books>(stream, ledger.lanes + lane).budget);
+    auto here = read_some<position_t>(
+        stream, ledger.positions + ledger.cell(lane), static_cast<std::size_t>(ledger.slots));
+    for (position_t& p : here) p = p < books.next ? p : no_position;
+    saved.positions.insert(saved.positions.end(), here.begin(), here.end());
+    saved.rotary.insert(saved.rotary.end(), here.begin(), here.end());
+    if constexpr (!std::is_empty_v<slot_state_of<P>>) {
+      auto const states = read_some<slot_state_of<P>>(
+          stream, ledger.states_of(lane), static_cast<std::size_t>(ledger.slots));
+      append_bytes(saved.slot_states, states);
+      for (std::size_t s = 0; numbers_tokens<P> && s < here.size(); ++s) {
+        position_t& rotary = saved.rotary[saved.rotary.size() - here.size() + s];
+        if (rotary >= 0) rotary = shown_slot(policy, rotary, states[s]).rotary_position;
+      }
+    }
+    if constexpr (!std::is_empty_v<lane_state_of<P>>) {
+      append_bytes(saved.lane_states,
+                   read_some<lane_state_of<P>>(stream, ledger.lane_state(lane), 1));
+    }
+  }
+  return saved;
+}
+
+/// Writes them, with slots for the tokens of the next step. Synchronises.
+///
+/// @throws std::invalid_argument, with nothing changed, if the snapshot does not fit
+template <eviction_policy P>
+void restore_row(cudaStream_t stream,
+                 ledger_view<P> const& ledger,
+                 index_t row,
+                 row_snapshot const& saved) {
+  auto const lanes = static_cast<std::size_t>(ledger.lanes_per_row());
+  auto const slots = static_cast<std::size_t>(ledger.slots);
+  bool const fits =
+      saved.reach == ledger.reach && saved.budgets.size() == lanes &&
+      saved.positions.size() == lanes * slots &&
+      saved.slot_states.size() ==
+          (std::is_empty_v<slot_state_of<P>> ? 0 : lanes * slots * sizeof(slot_state_of<P>)) &&
+      saved.lane_states.size() ==
+          (std::is_empty_v<lane_state_of<P>> ? 0 : lanes * sizeof(lane_state_of<P>));
+  if (!fits) {
+    throw std::invalid_argument("adore: the snapshot is of a cache of another set-up");
+  }
+  if (saved.past) {
+    throw std::invalid_argument(
+        "adore: released tokens of the snapshot may come back: only a cache on the host loads "
+        "it");
+  }
+  std::vector<position_t> positions(lanes * static_cast<std::size_t>(ledger.stride), no_position);
+  std::vector<index_t> new_slots(lanes * static_cast<std::size_t>(ledger.max_new));
+  std::vector<lane_books> books(lanes);
+  std::vector<std::byte> states = saved.slot_states;
+  for (std::size_t l = 0; l < lanes; ++l) {
+    position_t* const here = positions.data() + l * static_cast<std::size_t>(ledger.stride);
+    std::copy_n(saved.positions.begin() + static_cast<std::ptrdiff_t>(l * slots), slots, here);
+    books[l].budget = saved.budgets[l];
+    index_t reserved = 0;
+    for (index_t s = 0; s < ledger.slots; ++s) {
+      if (here[s] >= saved.next || here[s] < no_position) {
+        throw std::invalid_argument("adore: the snapshot holds a token of the future");
+      }
+      if (here[s] != no_position) {
+        ++books[l].occupied;
+        books[l].extent = s + 1;
+      } else if (reserved < ledger.max_new) {
+        here[s] = saved.next + reserved++;
+        new_slots[l * static_cast<std::size_t>(ledger.max_new) +
+                  static_cast<std::size_t>(here[s] % ledger.max_new)] = s;
+        books[l].extent = s + 1;
+        if constexpr (scores_tokens<P>) {  // of a reserved slot it is empty
+          slot_state_of<P> const none{};
+          std::memcpy(states.data() + (l * slots + static_cast<std::size_t>(s)) * sizeof(none),
+                      &none,
+                      sizeof(none));
+        }
+      }
+    }
+    if (reserved < ledger.max_new) {
+      throw std::invalid_argument("adore: the snapshot leaves no slot for new tokens");
+    }
+  }
+  auto const first = static_cast<std::size_t>(row) * lanes;
+  write_async(stream,
+              ledger.positions + ledger.cell(static_cast<index_t>(first)),
+              std::span<position_t const>(positions));
+  write_async(stream,
+              ledger.new_slots + first * static_cast<std::size_t>(ledger.max_new),
+              std::span<index_t const>(new_slots));
+  write_async(stream, ledger.lanes + first, std::span<lane_books const>(books));
+  if constexpr (!std::is_empty_v<slot_state_of<P>>) {
+    for (std::size_t l = 0; l < lanes; ++l) {
+      write_async(stream,
+                  reinterpret_cast<std::byte*>(ledger.states_of(static_cast<index_t>(first + l))),
+                  std::span<std::byte const>(states).subspan(l * slots * sizeof(slot_state_of<P>),
+                                                             slots * sizeof(slot_state_of<P>)));
+    }
+  }
+  if constexpr (!std::is_empty_v<lane_state_of<P>>) {
+    write_async(stream,
+                reinterpret_cast<std::byte*>(ledger.lane_state(static_cast<index_t>(first))),
+                std::span<std::byte const>(saved.lane_states));
+  }
+  row_books const sequence{saved.next, 1, saved.seed};
+  write_async(stream, ledger.rows + row, std::span<row_books const>(&sequence, 1));
+  check(cudaStreamSynchronize(stream));
+}
+
+}  // namespace adore::gpu::detail

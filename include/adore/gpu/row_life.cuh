@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// The books of a row when its sequence begins, or goes on in another row.
+#pragma once
+
+#include "adore/concepts.hpp"
+#include "adore/gpu/ledger_view.cuh"
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace adore::gpu::detail {
+
+/// Begins an empty sequence in a row, or leaves it without one. A block per lane.
+///
+/// @param budgets  [lane of a row] at the beginning
+/// @param count    of new tokens per step; 0: no sequence
+template <class P>
+__global__ void open_row_kernel(ledger_view<P> const ledger,
+                                index_t const* budgets,
+                                index_t const row,
+                                std::uint64_t const seed,
+                                index_t const count) {
+  index_t const in_row = static_cast<index_t>(blockIdx.x);
+  index_t const lane = row * ledger.lanes_per_row() + in_row;
+  for (auto s = static_cast<index_t>(threadIdx.x); s < ledger.stride;
+       s += static_cast<index_t>(blockDim.x)) {
+    bool const reserved = count > 0 && s < ledger.max_new;
+    bool const for_guests = s >= ledger.slots - ledger.guests && s < ledger.slots;
+    ledger.positions[ledger.cell(lane) + s] = reserved ? s : for_guests ? no_guest : no_position;
+    if constexpr (scores_tokens<P>) {
+      if (reserved) ledger.states_of(lane)[s] = {};
+    }
+    if (s < ledger.max_new) ledger.new_slots[lane * ledger.max_new + s] = s;
+  }
+  if (threadIdx.x == 0) {
+    ledger.lanes[lane] = {0, count > 0 ? ledger.max_new : 0, budgets[in_row]};
+    *ledger.lane_state(lane) = {};
+    if (in_row == 0) ledger.rows[row] = {0, count, seed};
+  }
+}
+
+/// A block per lane.
+template <class P>
+__global__ void fork_row_kernel(ledger_view<P> const ledger, index_t const from, index_t const to) {
+  index_t const in_row = static_cast<index_t>(blockIdx.x);
+  index_t const old = from * ledger.lanes_per_row() + in_row;
+  index_t const twin = to * ledger.lanes_per_row() + in_row;
+  for (auto s = static_cast<index_t>(threadIdx.x); s < ledger.stride;
+       s += static_cast<index_t>(blockDim.x)) {
+    ledger.positions[ledger.cell(twin) + s] = ledger.positions[ledger.cell(old) + s];
+    if constexpr (!std::is_empty_v<slot_state_of<P>>) {
+      ledger.states_of(twin)[s] = ledger.states_of(old)[s];
+    }
+    if (s < ledger.max_new) {
+      ledger.new_slots[twin * ledger.max_new + s] = ledger.new_slots[old * ledger.max_new + s];
+    }
+  }
+  if (threadIdx.x == 0) {
+    ledger.lanes[twin] = ledger.lanes[old];
+    *ledger.lane_state(twin) = *ledger.lane_state(old);
+    if (in_row == 0) ledger.rows[to] = ledger.rows[from];
+  }
+}
+
+}  // namespace adore::gpu::detail
