@@ -53,29 +53,33 @@ class first_slots {
         lane_(lane),
         first_(Neighbours * share.thread()),
         second_(first_ + Neighbours * share.threads()) {
-    if (first_ < ledger.slots) ask(first_, positions_[0], states_[0]);
-    if (second_ < ledger.slots) ask(second_, positions_[1], states_[1]);
+    if (first_ < ledger.slots) ask(first_, 0);
+    if (second_ < ledger.slots) ask(second_, 1);
   }
 
   __device__ __forceinline__ neighbours<position_t, Neighbours> positions(index_t slot) const {
     if (slot == first_) return positions_[0];
     if (slot == second_) return positions_[1];
-    return neighbours_at<Neighbours>(ledger_.positions + ledger_.cell(lane_) + slot);
+    return positions_at(slot);
   }
   __device__ __forceinline__ neighbours<slot_state, Neighbours> states(index_t slot) const {
     if (!has_state || slot == first_) return states_[0];
     if (slot == second_) return states_[1];
-    neighbours<slot_state, Neighbours> states{};
-    if constexpr (has_state) states = neighbours_at<Neighbours>(ledger_.states_of(lane_) + slot);
-    return states;
+    return states_at(slot);
   }
 
  private:
-  __device__ __forceinline__ void ask(index_t slot,
-                                      neighbours<position_t, Neighbours>& positions,
-                                      neighbours<slot_state, Neighbours>& states) const {
-    positions = neighbours_at<Neighbours>(ledger_.positions + ledger_.cell(lane_) + slot);
+  __device__ __forceinline__ void ask(index_t slot, int i) {
+    positions_[i] = positions_at(slot);
+    if constexpr (has_state) states_[i] = states_at(slot);
+  }
+  __device__ __forceinline__ neighbours<position_t, Neighbours> positions_at(index_t slot) const {
+    return neighbours_at<Neighbours>(ledger_.positions + ledger_.cell(lane_) + slot);
+  }
+  __device__ __forceinline__ neighbours<slot_state, Neighbours> states_at(index_t slot) const {
+    neighbours<slot_state, Neighbours> states{};
     if constexpr (has_state) states = neighbours_at<Neighbours>(ledger_.states_of(lane_) + slot);
+    return states;
   }
 
   ledger_view<P> const& ledger_;

@@ -6,11 +6,6 @@
 #include "adore/gpu/matrix_unit.cuh"
 #include "adore/gpu/warp.cuh"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cstdint>
-
 namespace adore::gpu {
 
 inline constexpr int tile_slots = 16;   // slots that a warp multiplies at once
