@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from cho_gru import ChoGru
+
 MODES = ("static", "distance", "index_over_length", "query_conditioned", "bilinear", "bidirectional")
 POSITIONS = ("index_over_max", "raw", "log1p", "index_over_length", "distance")
 
@@ -27,7 +29,7 @@ class Controller(nn.Module):
               state ("query_conditioned", "bilinear"), or through all tokens up to the query
               ("bidirectional")
     position  what the position layer is given; "raw" saturates the tanh, see `max_length`
-    gru       "pytorch", or "none": a linear layer in its place
+    gru       "pytorch", "cho", or "none": a linear layer in its place
     """
 
     def __init__(self, inputs, hidden=128, outputs=1, mode="static", position="index_over_max",
@@ -44,7 +46,9 @@ class Controller(nn.Module):
         if gru == "none":
             self.input = nn.Linear(inputs, hidden)
         else:
-            self.gru = nn.GRU(inputs, hidden, batch_first=True, bidirectional=mode == "bidirectional")
+            both_ways = mode == "bidirectional"
+            self.gru = (ChoGru(inputs, hidden, both_ways) if gru == "cho" else
+                        nn.GRU(inputs, hidden, batch_first=True, bidirectional=both_ways))
         if mode == "bidirectional":
             self.merge = nn.Linear(2 * hidden, hidden)
         self.position = nn.Linear(1, hidden)
@@ -63,7 +67,9 @@ class Controller(nn.Module):
         whose states depend on the query."""
         if self.mode == "bidirectional":
             return None
-        return self.input(x) if self.form == "none" else self.gru(x)[0]
+        if self.form == "none":
+            return self.input(x)
+        return self.gru(x) if self.form == "cho" else self.gru(x)[0]
 
     def logits(self, x, z, queries, pair_type=torch.float32):
         """Logits [sequence, query or 1, token, output]; 1 where all queries give the same.
@@ -109,10 +115,13 @@ class Controller(nn.Module):
         """States from tokens 0..n for each query n: the GRU runs once per query."""
         sequences, tokens, _ = x.shape
         per_query = queries.shape[1]
-        packed = pack_padded_sequence(
-            x.repeat_interleave(per_query, 0), (queries.flatten() + 1).cpu(), batch_first=True,
-            enforce_sorted=False)
-        both, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens)
+        x, lengths = x.repeat_interleave(per_query, 0), queries.flatten() + 1
+        if self.form == "cho":
+            both = self.gru(x, lengths)
+        else:
+            packed = pack_padded_sequence(
+                x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            both, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens)
         return self.merge(both).view(sequences, per_query, tokens, -1)
 
     def file_tensors(self, mass_exponent=None):
@@ -123,6 +132,8 @@ class Controller(nn.Module):
         """
         tensors = {name: weight.detach().float().cpu().clone()
                    for name, weight in self.state_dict().items()}
+        if self.form == "cho":
+            tensors.update((f"gru.{name}", bias) for name, bias in self.gru.file_tensors().items())
         tensors["position.weight"] = tensors["position.weight"][:, 0].clone()
         if mass_exponent is not None:
             a = mass_exponent.detach().float().cpu()

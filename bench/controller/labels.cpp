@@ -5,10 +5,8 @@
 
 #include <algorithm>
 #include <functional>
-#include <numeric>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <utility>
 
 namespace controller_labels {
@@ -62,10 +60,8 @@ crop_labels::crop_labels(label_options const& options,
   check(options_.mass_factor >= 0.0F && options_.mass_factor <= 1.0F,
         "mass_factor = " + std::to_string(options_.mass_factor) + ": must be between 0 and 1");
   std::size_t const all = size(outputs_) * queries_.size() * size(tokens_);
-  chosen_.resize(size(tokens_));
   if (uniform) {
-    sums_.votes.resize(size(tokens_), 0);
-    sums_.all.resize(size(tokens_), 0.0);
+    uniform_.emplace(adore::label_options{.count = options_.k});
   } else {
     sums_.attention.resize(all, 0.0F);
   }
@@ -93,8 +89,8 @@ void crop_labels::see(int layer, int query, std::span<float const> weights) {
   auto const add_to = [&](std::span<float> sums, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) sums[i] += weights[i];
   };
-  if (options_.kind == label_kind::uniform) {
-    vote(weights);
+  if (uniform_) {
+    uniform_->add_layer(query, weights);
   } else {
     for (std::size_t q = 0; q < queries_.size(); ++q) {
       int const later = query - queries_[q];
@@ -118,21 +114,14 @@ void crop_labels::take(label_sums sums) {
   bool const fresh =
       std::all_of(next_query_.begin(), next_query_.end(), [](int next) { return next == 0; });
   if (!fresh || sums.attention.size() != sums_.attention.size() ||
-      sums.mass.size() != sums_.mass.size() || sums.votes.size() != sums_.votes.size() ||
-      sums.all.size() != sums_.all.size()) {
+      sums.mass.size() != sums_.mass.size() ||
+      sums.votes.size() != (uniform_ ? size(tokens_) : 0) || sums.all.size() != sums.votes.size()) {
     throw std::logic_error("crop_labels::take: sums of another shape, or queries were seen before");
   }
-  sums_ = std::move(sums);
+  if (uniform_) uniform_->add_counted(sums.votes, sums.all);
+  sums_.attention = std::move(sums.attention);
+  sums_.mass = std::move(sums.mass);
   std::fill(next_query_.begin(), next_query_.end(), tokens_);
-}
-
-void crop_labels::vote(std::span<float const> weights) {
-  std::span<std::uint8_t> const chosen(chosen_.data(), weights.size());
-  adore::mark_top_k(weights, options_.k / 2, false, chosen);
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    sums_.votes[i] += chosen[i];
-    sums_.all[i] += double{weights[i]};
-  }
 }
 
 std::vector<float> crop_labels::attention() const {
@@ -141,20 +130,6 @@ std::vector<float> crop_labels::attention() const {
     for (float& sum : mean) sum /= static_cast<float>(options_.horizon);
   }
   return mean;
-}
-
-/// The set of kind uniform, [token].
-std::vector<std::uint8_t> crop_labels::elected() const {
-  std::vector<std::size_t> order(size(tokens_));
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::nth_element(
-      order.begin(), order.begin() + options_.k, order.end(), [&](std::size_t a, std::size_t b) {
-        return std::tuple(sums_.votes[a], sums_.all[a], a) >
-               std::tuple(sums_.votes[b], sums_.all[b], b);
-      });
-  std::vector<std::uint8_t> chosen(size(tokens_), 0);
-  std::for_each(order.begin(), order.begin() + options_.k, [&](std::size_t i) { chosen[i] = 1; });
-  return chosen;
 }
 
 std::vector<std::uint8_t> crop_labels::sets() const {
@@ -169,10 +144,10 @@ std::vector<std::uint8_t> crop_labels::sets() const {
   std::size_t const sets = size(outputs_) * queries_.size();
   std::vector<std::uint8_t> packed(sets * bytes, 0);
   std::vector<std::uint8_t> chosen =
-      options_.kind == label_kind::uniform ? elected() : std::vector<std::uint8_t>(size(tokens_));
+      uniform_ ? uniform_->sets().front().labels : std::vector<std::uint8_t>(size(tokens_));
   for (std::size_t set = 0; set < sets; ++set) {
     std::size_t const visible = size(queries_[set % queries_.size()]) + 1;
-    if (options_.kind != label_kind::uniform) {
+    if (!uniform_) {
       adore::mark_top_k({sums_.attention.data() + set * size(tokens_), visible},
                         options_.k,
                         false,

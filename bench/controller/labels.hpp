@@ -3,7 +3,10 @@
 // sequence, query by query, to label sets; where the attention comes from is not its business.
 #pragma once
 
+#include <adore/controller/labels.hpp>
+
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -36,18 +39,14 @@ struct label_sums {
 
 /// The label sets of one sequence.
 ///
-/// * uniform: each query of each layer votes for its K/2 most attended tokens; the set is the K
-///   tokens with the most votes, then the most attention, then the newest. It counts as the set of
-///   the one query given, the last token.
-/// * query: the K tokens among 0..n that query n attends most, summed over all heads of the
-/// output's
-///   layers; among equals the newest.
+/// * uniform: that of `adore::uniform_labels` for all queries together. It counts as the set of the
+///   one query given, the last token.
+/// * query: the K tokens among 0..n that query n attends most, summed over all heads of its
+///   output's layers; among equals the newest.
 /// * future: the same for the sum of queries n+1 .. n+horizon.
 ///
 /// Mass of token i at query n: the sum over queries j = i..n of factor^(n - j) times the attention
 /// of j, what a policy with decayed attention knows at the end of step n.
-///
-/// Source: arXiv:2407.02328, section 2.3 and appendices B and C, for uniform.
 class crop_labels {
  public:
   /// @param queries  positions of the sampled queries, ascending
@@ -81,16 +80,14 @@ class crop_labels {
 
  private:
   std::span<float> of_query(std::vector<float>& data, int layer, std::size_t query) const;
-  void vote(std::span<float const> weights);
-  std::vector<std::uint8_t> elected() const;
 
   label_options options_;
   int layers_, tokens_, outputs_;
   std::vector<int> queries_;
   std::vector<int> next_query_;  // [layer]
-  label_sums sums_;
-  std::vector<float> decayed_;        // [layer, token]
-  std::vector<std::uint8_t> chosen_;  // [token], scratch
+  label_sums sums_;              // but for what `uniform_` has
+  std::optional<adore::uniform_labels> uniform_;
+  std::vector<float> decayed_;  // [layer, token]
 };
 
 /// Positions that queries are sampled from, [first, last]: each sees more than K tokens, and has

@@ -172,7 +172,8 @@ def arguments():
     add("--mode", choices=MODES, default="static", help="default: static")
     add("--position", choices=POSITIONS, help="default: index_over_max, or what the mode needs")
     add("--max-length", type=int, default=4096, help="default: 4096")
-    add("--gru", choices=("pytorch", "none"), default="pytorch", help="none: a linear layer instead")
+    add("--gru", choices=("pytorch", "cho", "none"), default="pytorch",
+        help="default: pytorch; cho: the form of Cho et al. 2014, slower; none: a linear layer instead")
     add("--hidden", type=int, default=128, help="d', default: 128")
     add("--normalise", choices=("none", "rms"), default="none", help="of the embeddings")
     add("--lr", type=float, default=0.005, help="default: 0.005")

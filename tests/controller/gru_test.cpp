@@ -55,6 +55,31 @@ std::vector<float> draw(std::mt19937& random, std::size_t count) {
   return numbers;
 }
 
+/// States after each of the tokens that PyTorch's weights are tried on.
+std::vector<float> states_of(gru_form form) {
+  using namespace gru_of_pytorch;
+  std::vector<float> products(tokens * 3 * hidden);
+  row_by_row{}(weight_ih, 3 * hidden, inputs, embeddings, tokens, products.data());
+  for (std::size_t i = 0; i < products.size(); ++i) products[i] += bias_ih[i % (3 * hidden)];
+  gru_cell<float> const cell{form, hidden, weight_hh, bias_hh};
+  std::vector<float> const before(hidden, 0.0F);
+  std::vector<float> found(tokens * hidden);
+  std::vector<float> scratch(3 * hidden);
+  scan(cell, products.data(), 3 * hidden, tokens, before.data(), found.data(), scratch.data());
+  return found;
+}
+
+template <std::size_t Size>
+void check_near(std::vector<float> const& found, float const (&expected)[Size]) {
+  REQUIRE(found.size() == Size);
+  float worst = 0.0F;
+  for (std::size_t i = 0; i < Size; ++i) {
+    worst = std::max(worst, std::abs(found[i] - expected[i]));
+  }
+  MESSAGE("largest difference " << worst);
+  CHECK(worst < 5e-6F);
+}
+
 }  // namespace
 
 TEST_CASE("one unit takes the steps that were computed by hand") {
@@ -63,21 +88,11 @@ TEST_CASE("one unit takes the steps that were computed by hand") {
 }
 
 TEST_CASE("the cell agrees with PyTorch's GRU on random weights") {
-  using namespace gru_of_pytorch;
-  std::vector<float> products(tokens * 3 * hidden);
-  row_by_row{}(weight_ih, 3 * hidden, inputs, embeddings, tokens, products.data());
-  for (std::size_t i = 0; i < products.size(); ++i) products[i] += bias_ih[i % (3 * hidden)];
-  gru_cell<float> const cell{gru_form::pytorch, hidden, weight_hh, bias_hh};
-  std::vector<float> const before(hidden, 0.0F);
-  std::vector<float> found(tokens * hidden);
-  std::vector<float> scratch(3 * hidden);
-  scan(cell, products.data(), 3 * hidden, tokens, before.data(), found.data(), scratch.data());
-  float worst = 0.0F;
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    worst = std::max(worst, std::abs(found[i] - states[i]));
-  }
-  MESSAGE("largest difference " << worst);
-  CHECK(worst < 5e-6F);
+  check_near(states_of(gru_form::pytorch), gru_of_pytorch::states);
+}
+
+TEST_CASE("the cell agrees with the GRU in Cho's form that controllers are trained with") {
+  check_near(states_of(gru_form::cho), gru_of_pytorch::states_of_cho);
 }
 
 TEST_CASE("Cho's cell follows its formulas over several units") {

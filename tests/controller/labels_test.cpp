@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <random>
@@ -154,6 +155,45 @@ TEST_CASE("random attention: the sets of the literal model") {
       CHECK(tokens_of(sets[i]) == expected({literal_queries[i]}));
     }
   }
+}
+
+TEST_CASE("votes and weights that were counted elsewhere make the same set") {
+  std::mt19937 random(6);
+  for (int trial = 0; trial < 100; ++trial) {
+    constexpr position_t tokens = 12;
+    auto const k = static_cast<index_t>(2 + random() % 8);
+    uniform_labels by_layer({.count = k});
+    std::vector<std::int32_t> votes(tokens, 0);
+    std::vector<double> mass(tokens, 0.0);
+    for (position_t n = 0; n < tokens; ++n) {
+      for (auto const& layer : draw_query(random, 3, static_cast<std::size_t>(n) + 1)) {
+        by_layer.add_layer(n, layer);
+        for (std::size_t j = 0; j < layer.size(); ++j) {
+          mass[j] += double{layer[j]};
+          // as many as are better have no place for it
+          auto const better = std::count_if(layer.begin(), layer.end(), [&](float const& other) {
+            auto const i = static_cast<std::size_t>(&other - layer.data());
+            return other > layer[j] || (other == layer[j] && i > j);
+          });
+          if (better < k / 2) ++votes[j];
+        }
+      }
+    }
+    uniform_labels counted({.count = k});
+    counted.add_counted(votes, mass);
+    REQUIRE(counted.sets().size() == 1);
+    CHECK(counted.sets()[0].query == tokens - 1);
+    CHECK(counted.sets()[0].labels == by_layer.sets()[0].labels);
+    CHECK_THROWS_AS(counted.add_counted(votes, mass), std::logic_error);
+    CHECK_THROWS_AS(by_layer.add_counted(votes, mass), std::logic_error);
+  }
+  uniform_labels labels({});
+  CHECK_THROWS_AS(labels.add_counted({}, {}), std::logic_error);
+  std::vector<std::int32_t> const votes(3);
+  std::vector<double> const mass(2);
+  CHECK_THROWS_AS(labels.add_counted(votes, mass), std::logic_error);
+  uniform_labels each({.queries = label_queries::every});
+  CHECK_THROWS_AS(each.add_counted(votes, std::vector<double>(3)), std::logic_error);
 }
 
 TEST_CASE("with votes per head a token that one head loves beats one that all like a little") {

@@ -125,7 +125,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def gru(weights, suffix, inputs):
+def gru(weights, suffix, inputs, form):
     """States of one direction, token by token."""
     import numpy as np
 
@@ -138,8 +138,12 @@ def gru(weights, suffix, inputs):
         r, update = (
             sigmoid(i[part] + h[part]) for part in (slice(0, HIDDEN), slice(HIDDEN, 2 * HIDDEN))
         )
-        new = np.tanh(i[2 * HIDDEN :] + r * h[2 * HIDDEN :])
-        z = (1 - update) * new + update * z
+        if form == "cho":
+            h = u @ (r * z) + c
+            z = (1 - update) * z + update * np.tanh(i[2 * HIDDEN :] + h[2 * HIDDEN :])
+        else:
+            new = np.tanh(i[2 * HIDDEN :] + r * h[2 * HIDDEN :])
+            z = (1 - update) * new + update * z
         states.append(z)
     return np.array(states)
 
@@ -154,9 +158,10 @@ def logits_of(weights, metadata, embeddings, n):
     if metadata["gru"] == "none":
         z = x @ weights["input.weight"].T + weights["input.bias"]
     else:
-        z = gru(weights, "", x)
+        z = gru(weights, "", x, metadata["gru"])
     if metadata["score_mode"] == "bidirectional":
-        both = np.concatenate([z, gru(weights, "_reverse", x[::-1])[::-1]], 1)
+        back = gru(weights, "_reverse", x[::-1], metadata["gru"])[::-1]
+        both = np.concatenate([z, back], 1)
         z = both @ weights["merge.weight"].T + weights["merge.bias"]
     i, longest = np.arange(n + 1), float(metadata["max_length"])
     position = {
@@ -294,6 +299,8 @@ class Trains(Case):
             ["--mode", "query_conditioned", "--position", "distance", "--join-mass"],
             ["--mode", "bilinear", "--pos-weight", "3"],
             ["--mode", "bidirectional"],
+            ["--mode", "distance", "--gru", "cho"],
+            ["--mode", "bidirectional", "--gru", "cho"],
         ]
         for case in cases:
             with self.subTest(" ".join(case)):

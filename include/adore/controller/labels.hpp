@@ -99,7 +99,29 @@ class uniform_labels {
       for (float& weight : ranking) weight /= static_cast<float>(heads);
     }
     if (options_.heads != label_heads::per_head_votes) vote(one, ranking);
-    for (std::size_t j = 0; j < judged(tokens); ++j) one.mass[j] += ranking[j];
+    for (std::size_t j = 0; j < judged(tokens); ++j) one.mass[j] += double{ranking[j]};
+  }
+
+  /// Adds what was counted elsewhere of all queries together, as if each had brought its layers.
+  ///
+  /// @param votes  [token] of all queries 0 .. tokens - 1
+  /// @param mass   [token] their weights, added up over the layers
+  /// @throws std::logic_error if queries have come already or make sets of their own, or the sizes
+  ///         do not fit one another
+  void add_counted(std::span<std::int32_t const> votes, std::span<double const> mass) {
+    if (options_.queries != label_queries::aggregate || !ballots_.empty() || votes.empty() ||
+        votes.size() != mass.size()) {
+      throw std::logic_error("adore: labels: " + std::to_string(votes.size()) + " votes and " +
+                             std::to_string(mass.size()) +
+                             " sums of weights: expected as many of the one as of the other, for "
+                             "one set of all queries, and none before");
+    }
+    ballot& one = ballots_[0];
+    one.mass.assign(mass.begin(), mass.end());
+    for (std::int32_t const count : votes) {
+      one.queries.push_back(static_cast<position_t>(one.votes.size()));
+      one.votes.push_back(static_cast<float>(count));
+    }
   }
 
   /// One set per query, ascending, with `every`; else one set. Empty before the first query.
@@ -112,12 +134,13 @@ class uniform_labels {
  private:
   struct ballot {
     std::vector<position_t> queries;
-    std::vector<float> votes, mass;  // [token]
+    std::vector<float> votes;  // [token]
+    std::vector<double> mass;  // [token] of many queries: a float would lose the late ones
 
     void grow(std::size_t tokens) {
       if (votes.size() >= tokens) return;
       votes.resize(tokens, 0.0F);
-      mass.resize(tokens, 0.0F);
+      mass.resize(tokens, 0.0);
     }
   };
 
@@ -148,7 +171,7 @@ class uniform_labels {
       ++judges[judged(static_cast<std::size_t>(query) + 1)];
     }
     for (std::size_t j = tokens; j-- > 0;) judges[j] += judges[j + 1];
-    std::vector<std::tuple<float, float, std::size_t>> ranking;  // votes, mass, token
+    std::vector<std::tuple<float, double, std::size_t>> ranking;  // votes, mass, token
     for (std::size_t j = 0; j < tokens; ++j) {
       index_t const saw_it = judges[j + 1];
       if (saw_it == 0 || (options_.fill == label_fill::none && one.votes[j] == 0.0F)) continue;

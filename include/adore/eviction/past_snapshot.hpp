@@ -45,6 +45,9 @@ inline void require_sound(past_snapshot const& past,
     throw std::invalid_argument("adore: restore: the snapshot " + why);
   };
   auto const tokens = static_cast<std::size_t>(next);
+  if (!cache.from_tier && !past.tier.empty()) {
+    refuse("has released tokens in a tier, and this cache has none");
+  }
   if (past.phase < 0 || past.ids.size() != tokens || past.cached.size() != tokens ||
       past.states.size() != tokens * cache.bytes_per_slot_state ||
       past.guest_slots.size() != past.guests.size() ||
@@ -54,9 +57,6 @@ inline void require_sound(past_snapshot const& past,
   if (past.guests.size() > cache.guests) {
     refuse("has " + std::to_string(past.guests.size()) + " released tokens back; this cache has " +
            "slots for " + std::to_string(cache.guests));
-  }
-  if (!cache.from_tier && !past.tier.empty()) {
-    refuse("has released tokens in a tier, and this cache has none");
   }
   // [position] where a token is
   std::vector<bool> kept(tokens), back(tokens), stowed(tokens);

@@ -94,6 +94,8 @@ class device_ledger {
       view_.past = {
           released_.data(), priorities_.data(), past, departures_.data(), departed_.data()};
       clear(departed_, released_, priorities_);
+      if (remembers_states<P>) past_states_ = device_buffer<slot_state_of<P>>(released_.size());
+      view_.past_states = past_states_.data();
     }
     view_.positions = positions_.data();
     view_.states = states_.data();
@@ -126,13 +128,14 @@ class device_ledger {
   /// The row takes no part in steps until it is opened again.
   void close_async(cudaStream_t stream, index_t row) { restart_async(stream, row, 0, 0); }
   /// `to` goes on from what `from` holds; K/V are the store's to copy, slot by slot.
+  ///
+  /// @throws std::logic_error, as `snapshot` and `restore` do, if released tokens may come back:
+  ///         then all parts go together, see `returning_rows`
   void fork_async(cudaStream_t stream, index_t from, index_t to) {
     refuse_past("fork_async");
     check_row(from);
     check_row(to);
-    detail::fork_row_kernel<P>
-        <<<static_cast<unsigned>(view_.lanes_per_row()), 128, 0, stream>>>(view_, from, to);
-    check(cudaGetLastError());
+    detail::fork_row_async(stream, view_, from, to);
   }
   /// New tokens of each row in the steps to come, 0 for a row that waits.
   ///
@@ -203,7 +206,12 @@ class device_ledger {
   ///
   /// @throws std::invalid_argument, with nothing changed, if the snapshot does not fit
   void restore(cudaStream_t stream, index_t row, row_snapshot const& saved) {
+    refuse_past("restore");
     check_row(row);
+    if (saved.past) {
+      throw std::invalid_argument(
+          "adore: the snapshot has released tokens that may come back, and in this cache none do");
+    }
     detail::restore_row(stream, view_, row, saved);
   }
 
@@ -223,7 +231,8 @@ class device_ledger {
   void refuse_past(char const* what) const {
     if (view_.past.tokens == 0) return;
     throw std::logic_error(std::string("adore: device_ledger: ") + what +
-                           ": released tokens may come back, and it does not copy them");
+                           ": released tokens may come back; use returning_rows, which takes all "
+                           "that is known of them along");
   }
   void check_row(index_t row) const {
     require(row >= 0 && row < view_.row_count, "row", row, "there is no such row");
@@ -247,10 +256,11 @@ class device_ledger {
   device_buffer<unsigned> without_room_;
   device_buffer<released_entry> ring_;
   device_buffer<unsigned long long> written_;
-  device_buffer<std::uint8_t> released_;  // [row, token], of `past_view`
-  device_buffer<float> priorities_;       // [row, token]
-  device_buffer<departure> departures_;   // [row, most_departures]
-  device_buffer<unsigned> departed_;      // [row]
+  device_buffer<std::uint8_t> released_;         // [row, token], of `past_view`
+  device_buffer<float> priorities_;              // [row, token]
+  device_buffer<departure> departures_;          // [row, most_departures]
+  device_buffer<unsigned> departed_;             // [row]
+  device_buffer<slot_state_of<P>> past_states_;  // [row, token] or empty
 };
 
 }  // namespace adore::gpu

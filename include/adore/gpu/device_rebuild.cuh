@@ -46,7 +46,8 @@ struct step_and_rebuilt_positions {
 /// Priorities of released tokens are what a controller has written into the ledger's `past`, or the
 /// last before the release.
 /// Source: policies.md 13; the same choices as `adore::rebuild_stage`.
-/// Memory: device memory at construction, for each row 5 bytes per token and 44 per R.
+/// Memory: device memory at construction, for each row 8 bytes, 4 per token and 44 per R, and
+/// 12 for each of the pool.
 template <eviction_policy P>
 class device_rebuild {
  public:
@@ -93,10 +94,12 @@ class device_rebuild {
     keys_ = device_buffer<std::uint64_t>(size(wishes));
     entered_ = device_buffer<unsigned long long>(size(wishes) + 3);
     of_pool_ = device_buffer<index_t>(3 * size(view_.pool) + size(rows));
+    phases_ = device_buffer<index_t>(size(rows));
     check(cudaMemset(of_wishes_.data(), 0xFF, of_wishes_.bytes()));
     check(cudaMemset(entered_.data(), 0, entered_.bytes()));
     check(cudaMemset(of_pool_.data(), 0xFF, of_pool_.bytes()));
     check(cudaMemset(ids_.data(), 0, ids_.bytes()));
+    check(cudaMemset(phases_.data(), 0, phases_.bytes()));
     check(cudaDeviceSynchronize());
     index_t* next = of_wishes_.data();
     for (index_t** const part : {&view_.wanted,
@@ -114,6 +117,7 @@ class device_rebuild {
     view_.wishes = keys_.data();
     view_.counts = entered_.data();
     view_.entered = entered_.data() + 3;
+    view_.phases = phases_.data();
     view_.rows = of_pool_.data();
     view_.positions = view_.rows + view_.pool;
     view_.slots = view_.positions + view_.pool;
@@ -125,6 +129,7 @@ class device_rebuild {
   /// restored, see `device_tier`.
   index_t pool() const noexcept { return view_.restores ? 0 : view_.pool; }
   bool restores() const noexcept { return view_.restores; }
+  rebuild_view const& view() const noexcept { return view_; }
   /// Who enters: the tokens that are computed again, or those whose K and V are restored.
   rebuilt_tokens tokens() const noexcept {
     return {view_.rows, view_.positions, view_.slots, view_.pool};
@@ -176,6 +181,7 @@ class device_rebuild {
   device_buffer<std::uint64_t> keys_;          // [row, R]
   device_buffer<unsigned long long> entered_;  // counts, then [row, R]
   device_buffer<index_t> of_pool_;             // [part, pool], then [row]
+  device_buffer<index_t> phases_;              // [row]
 };
 
 }  // namespace adore::gpu

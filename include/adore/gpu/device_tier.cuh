@@ -3,139 +3,30 @@
 // `restore` inside a captured graph.
 #pragma once
 
+#include "adore/concepts.hpp"
+#include "adore/eviction/past_snapshot.hpp"
 #include "adore/gpu/append_rebuilt.cuh"
 #include "adore/gpu/device_buffer.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/kv_rows.cuh"
+#include "adore/gpu/ledger_snapshot.cuh"
 #include "adore/gpu/ledger_view.cuh"
-#include "adore/gpu/warp.cuh"
+#include "adore/gpu/tier_moves.cuh"
+#include "adore/gpu/tier_places.cuh"
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
-#include <utility>
+#include <vector>
 
 namespace adore::gpu {
-
-/// Which token is where in the tier; device memory but for `cells`.
-struct tier_view {
-  index_t places = 0;                 // of a row
-  index_t* place_of = nullptr;        // [row, token]; -1: not in the tier
-  position_t* token_in = nullptr;     // [row, place]; -1: nobody
-  unsigned* next_place = nullptr;     // [row] places given out since the beginning
-  index_t* leaving_slots = nullptr;   // [row, departure] slot that is copied in this step; -1: none
-  index_t* leaving_places = nullptr;  // [row, departure]
-  unsigned long long* moved = nullptr;  // tokens that were copied to the host
-};
-
-namespace detail {
-
-/// One row per thread: gives places to the tokens that the last decision released, oldest release
-/// lost first.
-template <eviction_policy P>
-__global__ void admit_to_tier_kernel(ledger_view<P> const ledger, tier_view const tier) {
-  auto const row = static_cast<index_t>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (row >= ledger.row_count) return;
-  index_t const first = row * most_departures;
-  for (index_t i = 0; i < most_departures; ++i) tier.leaving_slots[first + i] = -1;
-  row_books const& books = ledger.rows[row];
-  if (books.count == 0) return;
-  std::int64_t const past = std::int64_t{row} * ledger.past.tokens;
-  if (books.next == 0) {  // the sequence begins
-    for (index_t p = 0; p < ledger.past.tokens; ++p) tier.place_of[past + p] = -1;
-    for (index_t k = 0; k < tier.places; ++k) {
-      tier.token_in[std::int64_t{row} * tier.places + k] = no_position;
-    }
-    tier.next_place[row] = 0;
-    ledger.past.departed[row] = 0;
-    return;
-  }
-  unsigned const departed = min(ledger.past.departed[row], unsigned{most_departures});
-  for (unsigned i = 0; i < departed; ++i) {
-    departure const gone = ledger.past.departures[first + static_cast<index_t>(i)];
-    if (tier.place_of[past + gone.position] >= 0) continue;  // it was back, and leaves again
-    index_t const place =
-        static_cast<index_t>(tier.next_place[row]++ % static_cast<unsigned>(tier.places));
-    position_t& holder = tier.token_in[std::int64_t{row} * tier.places + place];
-    if (holder >= 0) {  // lost: it can never come back
-      tier.place_of[past + holder] = -1;
-      ledger.past.released[past + holder] = 0;
-    }
-    holder = gone.position;
-    tier.place_of[past + gone.position] = place;
-    tier.leaving_slots[first + static_cast<index_t>(i)] = gone.slot;
-    tier.leaving_places[first + static_cast<index_t>(i)] = place;
-    atomicAdd(tier.moved, 1ULL);
-  }
-  ledger.past.departed[row] = 0;
-}
-
-/// Copies K, then V, of one token and layer between a slot and the tier. A block per token.
-template <bool ToTier, class Keys, class Values>
-__device__ void move_token(
-    Keys const& keys, Values const& values, index_t row, index_t slot, uint4* cells) {
-  using T = typename Keys::value_type;
-  index_t const chunks = chunks_of<T>(keys.channels);
-  constexpr index_t per_chunk = chunk_bytes / static_cast<index_t>(sizeof(T));
-  index_t const of_keys = keys.kv_heads * chunks;
-  for (auto i = static_cast<index_t>(threadIdx.x); i < 2 * of_keys;
-       i += static_cast<index_t>(blockDim.x)) {
-    bool const is_key = i < of_keys;
-    index_t const head = (is_key ? i : i - of_keys) / chunks;
-    index_t const channel = (is_key ? i : i - of_keys) % chunks * per_chunk;
-    auto* const in_store = reinterpret_cast<uint4*>(
-        (is_key ? keys(row, head, slot) : values(row, head, slot)) + channel);
-    if constexpr (ToTier) {
-      cells[i] = *in_store;
-    } else {
-      *in_store = cells[i];
-    }
-  }
-}
-
-/// The cells of one layer in the tier.
-struct tier_layer {
-  tier_view tier;
-  uint4* cells;              // [row, place, K then V, kv_head, channel]
-  std::int64_t token_cells;  // of one (row, place)
-
-  __device__ uint4* at(index_t row, index_t place) const {
-    return cells + (std::int64_t{row} * tier.places + place) * token_cells;
-  }
-};
-
-/// A block per row and departure.
-template <kv_rows Keys, kv_rows Values>
-__global__ void stow_layer_kernel(tier_layer const layer, Keys const keys, Values const values) {
-  auto const block = static_cast<index_t>(blockIdx.x);
-  index_t const slot = layer.tier.leaving_slots[block];
-  if (slot < 0) return;
-  index_t const row = block / most_departures;
-  move_token<true>(keys, values, row, slot, layer.at(row, layer.tier.leaving_places[block]));
-}
-
-/// A block per token that enters.
-template <kv_rows Keys, kv_rows Values>
-__global__ void restore_layer_kernel(tier_layer const layer,
-                                     rebuilt_tokens const entering,
-                                     index_t const past_tokens,
-                                     Keys const keys,
-                                     Values const values) {
-  auto const block = static_cast<index_t>(blockIdx.x);
-  index_t const row = entering.rows[block];
-  if (row < 0) return;
-  std::int64_t const token = std::int64_t{row} * past_tokens + entering.positions[block];
-  index_t const place = layer.tier.place_of[token];
-  if (place < 0) return;
-  move_token<false>(keys, values, row, entering.slots[block], layer.at(row, place));
-}
-
-}  // namespace detail
 
 /// A tier in pinned host memory, which kernels write and read themselves.
 ///
@@ -193,8 +84,7 @@ class device_tier {
   std::size_t bytes() const noexcept { return bytes_; }
   /// Bytes of K and V of one token.
   std::size_t bytes_of_token() const noexcept {
-    return static_cast<std::size_t>(token_cells_) * sizeof(uint4) *
-           static_cast<std::size_t>(shape_.layers);
+    return bytes_of_layer() * static_cast<std::size_t>(shape_.layers);
   }
   /// Tokens that have been copied to the host. Synchronises.
   std::uint64_t tokens_stowed(cudaStream_t stream) const { return moved_.to_host(stream).front(); }
@@ -219,21 +109,116 @@ class device_tier {
                         index_t layer,
                         Keys const& keys,
                         Values const& values) {
-    std::int64_t const of_layer = std::int64_t{shape_.sequences} * view_.places * token_cells_;
-    detail::tier_layer const there{view_, mapped_ + layer * of_layer, token_cells_};
+    detail::tier_layer const there = layer_in(mapped_, layer);
     constexpr unsigned threads = 256;
     auto const departures = static_cast<unsigned>(shape_.sequences * most_departures);
-    detail::stow_layer_kernel<<<departures, threads, 0, stream>>>(there, keys, values);
+    detail::stow_layer_kernel<<<departures, threads, 0, stream>>>(there, 0, keys, values);
     check(cudaGetLastError());
     detail::restore_layer_kernel<<<static_cast<unsigned>(entering.count), threads, 0, stream>>>(
         there, entering, past_tokens, keys, values);
     check(cudaGetLastError());
   }
 
+  // ------------------------------------------------------------------ life of a sequence
+
+  /// What the last decision released of a row goes to the host before the row's next step begins.
+  ///
+  /// @param store  with `keys(layer)` and `values(layer)`
+  /// Stream: asynchronous. Memory: none.
+  template <eviction_policy P, class Store>
+  void stow_row_async(cudaStream_t stream,
+                      ledger_view<P> const& ledger,
+                      index_t row,
+                      Store& store) {
+    detail::admit_row_to_tier_kernel<P><<<1, 1, 0, stream>>>(ledger, view_, row);
+    check(cudaGetLastError());
+    for (index_t layer = 0; layer < shape_.layers; ++layer) {
+      detail::stow_layer_kernel<<<static_cast<unsigned>(most_departures), 256, 0, stream>>>(
+          layer_in(mapped_, layer), row * most_departures, store.keys(layer), store.values(layer));
+      check(cudaGetLastError());
+    }
+  }
+  /// `to` has what `from` has. What left with the last decision follows in the next step of both:
+  /// it is in the same slots.
+  ///
+  /// Stream: asynchronous. Memory: none.
+  void fork_async(cudaStream_t stream, index_t from, index_t to) {
+    for (index_t layer = 0; layer < shape_.layers; ++layer) {
+      detail::fork_layer_kernel<<<64, 256, 0, stream>>>(layer_in(mapped_, layer), from, to);
+      check(cudaGetLastError());
+    }
+    detail::copy_row_async(stream, view_.place_of, tokens_of_row(), from, to);
+    detail::copy_row_async(stream, view_.token_in, places(), from, to);
+    detail::copy_row_async(stream, view_.next_place, 1, from, to);
+  }
+  /// Adds to a row's past what it has in the tier, once it has been stowed. Synchronises.
+  void save(cudaStream_t stream, index_t row, past_snapshot& past) const {
+    auto const given = detail::read_one<unsigned>(stream, view_.next_place + row);
+    auto const holders = detail::read_some<position_t>(
+        stream, view_.token_in + static_cast<std::size_t>(row) * places(), places());
+    auto const all = static_cast<unsigned>(view_.places);
+    for (unsigned turn = given < all ? 0 : given - all; turn < given; ++turn) {
+      auto const place = static_cast<index_t>(turn % all);
+      past.tier_positions.push_back(holders[static_cast<std::size_t>(place)]);
+      for (index_t layer = 0; layer < shape_.layers; ++layer) {
+        auto const* const cells =
+            reinterpret_cast<std::byte const*>(cells_.get() + cell_of(layer, row, place));
+        past.tier.insert(past.tier.end(), cells, cells + bytes_of_layer());
+      }
+    }
+  }
+  /// Fills the row with what a snapshot has. If the row has fewer places, the oldest releases are
+  /// lost. Synchronises.
+  ///
+  /// @pre the snapshot is sound
+  /// @param past  of the ledger, which has been loaded, and is told who can never come back
+  void load(cudaStream_t stream, past_view const& past, index_t row, past_snapshot const& saved) {
+    check(cudaStreamSynchronize(stream));  // nobody reads or writes the row any more
+    std::vector<index_t> place_of(tokens_of_row(), -1);
+    std::vector<position_t> holders(places(), no_position);
+    std::size_t const count = saved.tier_positions.size();
+    std::size_t const lost = count - std::min(count, places());
+    for (std::size_t i = 0; i < lost; ++i) {
+      std::int64_t const token = std::int64_t{row} * past.tokens + saved.tier_positions[i];
+      check(cudaMemsetAsync(past.released + token, 0, 1, stream));
+    }
+    for (std::size_t i = lost; i < count; ++i) {
+      auto const place = static_cast<index_t>(i - lost);
+      place_of[static_cast<std::size_t>(saved.tier_positions[i])] = place;
+      holders[i - lost] = saved.tier_positions[i];
+      std::byte const* from = saved.tier.data() + i * bytes_of_token();
+      for (index_t layer = 0; layer < shape_.layers; ++layer, from += bytes_of_layer()) {
+        std::memcpy(cells_.get() + cell_of(layer, row, place), from, bytes_of_layer());
+      }
+    }
+    auto const given = static_cast<unsigned>(count - lost);
+    auto const first = static_cast<std::size_t>(row);
+    detail::write_async(
+        stream, view_.place_of + first * tokens_of_row(), std::span<index_t const>(place_of));
+    detail::write_async(
+        stream, view_.token_in + first * places(), std::span<position_t const>(holders));
+    detail::write_async(stream, view_.next_place + first, std::span<unsigned const>(&given, 1));
+    check(cudaStreamSynchronize(stream));
+  }
+
  private:
   struct host_deleter {
     void operator()(uint4* memory) const { cudaFreeHost(memory); }
   };
+
+  detail::tier_layer layer_in(uint4* cells, index_t layer) const {
+    return {view_, cells + cell_of(layer, 0, 0), token_cells_};
+  }
+  std::int64_t cell_of(index_t layer, index_t row, index_t place) const {
+    return ((std::int64_t{layer} * shape_.sequences + row) * view_.places + place) * token_cells_;
+  }
+  std::size_t places() const { return static_cast<std::size_t>(view_.places); }
+  std::size_t tokens_of_row() const {
+    return place_of_.size() / static_cast<std::size_t>(shape_.sequences);
+  }
+  std::size_t bytes_of_layer() const {
+    return static_cast<std::size_t>(token_cells_) * sizeof(uint4);
+  }
 
   kv_shape shape_;
   std::int64_t token_cells_ = 0;  // of 16 bytes, of one layer

@@ -82,6 +82,7 @@ struct lane_end {
         slot_state_of<P> const state = state_in(slot);
         ledger.past.priorities[place] =
             priority_of(policy, shown_slot(policy, p, state), view, state, lane_state);
+        if constexpr (remembers_states<P>) ledger.past_states[place] = state;
       }
     }
     if (ledger.released.capacity == 0) return;

@@ -5,6 +5,7 @@
 #include "adore/concepts.hpp"
 #include "adore/eviction/row_snapshot.hpp"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/guest_places.cuh"
 #include "adore/gpu/ledger_view.cuh"
 
 #include <cuda_runtime_api.h>
@@ -23,6 +24,7 @@ namespace adore::gpu::detail {
 template <class T>
 std::vector<T> read_some(cudaStream_t stream, T const* from, std::size_t count) {
   std::vector<T> copy(count);
+  if (count == 0) return copy;
   check(cudaMemcpyAsync(copy.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost, stream));
   check(cudaStreamSynchronize(stream));
   return copy;
@@ -33,7 +35,17 @@ T read_one(cudaStream_t stream, T const* from) {
 }
 template <class T>
 void write_async(cudaStream_t stream, T* to, std::span<T const> from) {
+  if (from.empty()) return;
   check(cudaMemcpyAsync(to, from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream));
+}
+/// Copies what an array of so many elements per row holds of one row to another.
+template <class T>
+void copy_row_async(cudaStream_t stream, T* data, std::size_t of_row, index_t from, index_t to) {
+  check(cudaMemcpyAsync(data + static_cast<std::size_t>(to) * of_row,
+                        data + static_cast<std::size_t>(from) * of_row,
+                        of_row * sizeof(T),
+                        cudaMemcpyDeviceToDevice,
+                        stream));
 }
 template <class T>
 void append_bytes(std::vector<std::byte>& to, std::vector<T> const& from) {
@@ -54,7 +66,7 @@ row_snapshot snapshot_of(cudaStream_t stream,
     saved.budgets.push_back(read_one<lane_books>(stream, ledger.lanes + lane).budget);
     auto here = read_some<position_t>(
         stream, ledger.positions + ledger.cell(lane), static_cast<std::size_t>(ledger.slots));
-    for (position_t& p : here) p = p < books.next ? p : no_position;
+    for (position_t& p : here) p = p >= 0 && p < books.next ? p : no_position;  // guests neither
     saved.positions.insert(saved.positions.end(), here.begin(), here.end());
     saved.rotary.insert(saved.rotary.end(), here.begin(), here.end());
     if constexpr (!std::is_empty_v<slot_state_of<P>>) {
@@ -76,12 +88,14 @@ row_snapshot snapshot_of(cudaStream_t stream,
 
 /// Writes them, with slots for the tokens of the next step. Synchronises.
 ///
+/// @param places  that are set aside for guests in the row's only lane
 /// @throws std::invalid_argument, with nothing changed, if the snapshot does not fit
 template <eviction_policy P>
 void restore_row(cudaStream_t stream,
                  ledger_view<P> const& ledger,
                  index_t row,
-                 row_snapshot const& saved) {
+                 row_snapshot const& saved,
+                 guest_places const& places = {}) {
   auto const lanes = static_cast<std::size_t>(ledger.lanes_per_row());
   auto const slots = static_cast<std::size_t>(ledger.slots);
   bool const fits =
@@ -94,11 +108,6 @@ void restore_row(cudaStream_t stream,
   if (!fits) {
     throw std::invalid_argument("adore: the snapshot is of a cache of another set-up");
   }
-  if (saved.past) {
-    throw std::invalid_argument(
-        "adore: released tokens of the snapshot may come back: only a cache on the host loads "
-        "it");
-  }
   std::vector<position_t> positions(lanes * static_cast<std::size_t>(ledger.stride), no_position);
   std::vector<index_t> new_slots(lanes * static_cast<std::size_t>(ledger.max_new));
   std::vector<lane_books> books(lanes);
@@ -107,11 +116,18 @@ void restore_row(cudaStream_t stream,
     position_t* const here = positions.data() + l * static_cast<std::size_t>(ledger.stride);
     std::copy_n(saved.positions.begin() + static_cast<std::ptrdiff_t>(l * slots), slots, here);
     books[l].budget = saved.budgets[l];
-    index_t reserved = 0;
     for (index_t s = 0; s < ledger.slots; ++s) {
       if (here[s] >= saved.next || here[s] < no_position) {
         throw std::invalid_argument("adore: the snapshot holds a token of the future");
       }
+    }
+    for (std::size_t place = 0; place < places.slots.size(); ++place) {
+      here[places.slots[place]] =
+          places.guests[place] < 0 ? no_guest : guest_mark(places.guests[place]);
+    }
+    index_t reserved = 0;
+    for (index_t s = 0; s < ledger.slots; ++s) {
+      if (is_guest(here[s])) continue;
       if (here[s] != no_position) {
         ++books[l].occupied;
         books[l].extent = s + 1;
@@ -131,6 +147,7 @@ void restore_row(cudaStream_t stream,
     if (reserved < ledger.max_new) {
       throw std::invalid_argument("adore: the snapshot leaves no slot for new tokens");
     }
+    if (places.in_use) books[l].extent = ledger.slots;
   }
   auto const first = static_cast<std::size_t>(row) * lanes;
   write_async(stream,

@@ -81,6 +81,7 @@ struct ledger_view {
   unsigned* lanes_without_room = nullptr;   // how often a coming token found no slot
   ring_view released{};
   past_view past{};
+  slot_state_of<P>* past_states = nullptr;  // [row, token], see `remembers_states`
   index_t row_count = 0, layers = 0, kv_heads = 0;
   index_t slots = 0, stride = 0;  // of a lane; neighbours in `positions` are `stride` apart
   index_t max_new = 1;
@@ -117,6 +118,11 @@ static_assert(sizeof(released_entry) == 24);
 /// empty in the decision that ends the step.
 template <eviction_policy P>
 inline constexpr bool comes_with_state = scores_tokens<P> || reads_tokens<P>;
+
+/// Whether the last state of a released token is remembered beside its priority, from which it does
+/// not follow. A controller's score says all that comes back with a token.
+template <eviction_policy P>
+inline constexpr bool remembers_states = !std::is_empty_v<slot_state_of<P>> && !scores_tokens<P>;
 
 /// What a policy sees of the slot of a token. Rotary positions are those of the text, unless the
 /// policy numbers tokens itself.

@@ -30,7 +30,8 @@ struct rebuild_view {
   std::uint64_t* wishes = nullptr;  // [row, R] order keys of those who are to enter; 0: nobody
   position_t* guests = nullptr;     // [row, R] who is in the place; -1: nobody
   index_t* guest_slots = nullptr;   // [row, R] slot of the place
-  unsigned long long* entered = nullptr;  // [row, R] when, counted in entries
+  unsigned long long* entered = nullptr;  // [row, R] turn in which they came, see `enter`
+  index_t* phases = nullptr;              // [row] + next, modulo period: the row's turn at 0
   index_t* row_of_wish = nullptr;         // [row, R] row of the step that computes it; -1: none
   index_t* listed = nullptr;              // [row, R] numbers of the wishes, in no order
 
@@ -74,8 +75,11 @@ __global__ void __launch_bounds__(wish_threads) wish_kernel(ledger_view<P> const
     rebuild.wanted[first + j] = no_position;
   }
   if (books.count == 0) return;
+  // rows that begin together take turns
+  index_t const phase = books.next == 0 ? row : rebuild.phases[row];
   if (books.next == 0) {  // the sequence begins
     for (index_t p = thread; p < tokens; p += wish_threads) released[p] = 0;
+    if (thread == 0) rebuild.phases[row] = phase;
   }
   if (thread == 0 && books.next < tokens) {
     rebuild.ids[std::int64_t{row} * tokens + books.next] = step_ids[row];
@@ -107,7 +111,7 @@ __global__ void __launch_bounds__(wish_threads) wish_kernel(ledger_view<P> const
     }
   }
   __syncthreads();
-  if ((books.next + row) % rebuild.period != 0) return;
+  if ((books.next + phase) % rebuild.period != 0) return;
 
   std::uint64_t last = ~std::uint64_t{0};
   for (index_t j = 0; j < rebuild.count; ++j) {
@@ -176,7 +180,9 @@ __device__ void enter(ledger_view<P> const& ledger,
   std::int64_t const past = std::int64_t{row} * ledger.past.tokens + p;
   if (rebuild.guests[first + place] != p) {
     rebuild.guests[first + place] = p;
-    rebuild.entered[first + place] = atomicAdd(rebuild.counts + 1, 1ULL);
+    // after the guests of a row that was loaded, which are numbered from 0
+    rebuild.entered[first + place] =
+        atomicAdd(rebuild.counts + 1, 1ULL) + static_cast<unsigned long long>(rebuild.count);
     index_t const lane = ledger.lane(row, 0, 0);
     ledger.positions[ledger.cell(lane) + slot] = guest_mark(p);
     if constexpr (scores_tokens<P>) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/gpu/error.cuh"
 #include "adore/gpu/ledger_view.cuh"
 
 #include <cuda_runtime_api.h>
@@ -62,6 +63,14 @@ __global__ void fork_row_kernel(ledger_view<P> const ledger, index_t const from,
     *ledger.lane_state(twin) = *ledger.lane_state(old);
     if (in_row == 0) ledger.rows[to] = ledger.rows[from];
   }
+}
+
+/// But for the past.
+template <eviction_policy P>
+void fork_row_async(cudaStream_t stream, ledger_view<P> const& ledger, index_t from, index_t to) {
+  fork_row_kernel<P>
+      <<<static_cast<unsigned>(ledger.lanes_per_row()), 128, 0, stream>>>(ledger, from, to);
+  check(cudaGetLastError());
 }
 
 }  // namespace adore::gpu::detail
