@@ -56,7 +56,7 @@ TEST_CASE("every group from 1 to 16 and every number of new tokens from 1 to 16 
   }
 }
 
-TEST_CASE("lanes of thousands of slots are shared by the blocks of a cluster") {
+TEST_CASE("lanes of thousands of slots are shared by several blocks") {
   for (index_t const slots : {2048, 5000, 17000}) {
     check_step<__nv_bfloat16, 128>(
         h2o{.heavy = 10, .recent = 10}, {3, 1, 4, slots, 1}, static_cast<unsigned>(slots));
@@ -158,6 +158,37 @@ TEST_CASE("a row's bits do not depend on the batch around it") {
                       own.size() * sizeof(T)) == 0);
     CHECK(alone.snapshot(nullptr, 0).slot_states == books.snapshot(nullptr, row).slot_states);
     CHECK(alone.kept(nullptr, 1) == books.kept(nullptr, row * 2 + 1));
+  }
+}
+
+TEST_CASE("blocks that meet in device memory put out the bits of a cluster") {
+  constexpr int channels = 256;  // a block fills a multiprocessor: groups take a second lane each
+  attention_shape const shape{10, 1, 2, 9000, 1};
+  attention_case<__nv_bfloat16, channels> there(shape, 51), in_cluster(shape, 51);
+  h2o const policy{.heavy = 7000, .recent = 500};
+  gpu::device_ledger<h2o> meeting(policy, there.cache, scope::kv_head);
+  gpu::device_ledger<h2o> clustered(policy, there.cache, scope::kv_head);
+  REQUIRE(meeting.view().exchange != nullptr);
+  std::mt19937_64 engine(52);
+  for (index_t row = 0; row < shape.rows; ++row) {
+    index_t const tokens =
+        row % 3 == 0 ? 60 : 7000 + row;  // in some lanes most blocks have nothing
+    row_snapshot const before = random_books(meeting.view(), tokens, tokens + 100, tokens, engine);
+    meeting.restore(nullptr, row, before);
+    clustered.restore(nullptr, row, before);
+  }
+  auto view = clustered.view();
+  view.exchange = nullptr;
+  gpu::attend_async<channels>(nullptr, there.args(), meeting.view(), policy);
+  gpu::attend_async<channels>(nullptr, in_cluster.args(), view, policy);
+  auto const out = there.out.to_host(nullptr);
+  auto const expected = in_cluster.out.to_host(nullptr);
+  CHECK(std::memcmp(out.data(), expected.data(), out.size() * sizeof(out[0])) == 0);
+  CHECK(there.lse.to_host(nullptr) == in_cluster.lse.to_host(nullptr));
+  for (index_t row = 0; row < shape.rows; ++row) {
+    CHECK(meeting.snapshot(nullptr, row).slot_states ==
+          clustered.snapshot(nullptr, row).slot_states);
+    CHECK(meeting.kept(nullptr, row) == clustered.kept(nullptr, row));
   }
 }
 

@@ -26,13 +26,15 @@ namespace adore::gpu::detail {
 /// blocks share them depends on the batch and changes no bit.
 inline constexpr index_t slots_per_chunk = 1024;
 inline constexpr index_t most_chunks = 16;
-static_assert(most_chunks <= most_deciding_blocks);  // cluster size that an H100 takes
+static_assert(most_chunks <= most_deciding_blocks);
 inline constexpr int attend_warps_at_most = 8;
 inline constexpr index_t attend_stages_at_most = 12;  // halves of tiles
-/// Shares of up to so many slots have the next lane's positions fetched beside the present one's.
+/// Shares of up to so many slots have all that is fetched of the next lane at once.
 inline constexpr index_t most_double_slots = 256;
 /// Larger ones read them from global memory, as rings are worth more.
 inline constexpr index_t most_fetched_slots = 1024;
+/// The same of the positions of a chunk.
+inline constexpr index_t most_fetched_positions = 2048;
 
 /// Lanes whose books a block has: the present one's and those of the next two; a power of two.
 inline constexpr index_t books_at_hand = 4;
@@ -61,17 +63,21 @@ struct attend_plan {
   index_t group = 1;   ///< query heads of a KV head
   fixed_divisor by_rows{}, by_group{};
   index_t chunks = 1, block_chunks = 1;  ///< of a lane; of a block
+  index_t blocks = 1;                    ///< that share a lane, a power of two
+  bool exchanges = false;                ///< ... and are no cluster, see `lane_exchange`
   int chunk_shift = 0;                   ///< base 2 logarithm of `chunks`
   bool keeps_logits = false;
-  bool whole_tiles = true;  ///< the slots of a tile lie one behind the other
-  bool has_books = false;   ///< positions and states of a share are fetched, see `lane_head`
-  bool has_states = false;  ///< ... and states too
-  bool doubled = false;     ///< ... of the next lane before the present one is done
-  index_t block_slots = 0;  ///< largest share of a block
-  int resident = 1;         ///< blocks that a multiprocessor has room for
+  bool whole_tiles = true;           ///< the slots of a tile lie one behind the other
+  bool has_positions = false;        ///< positions of a chunk are fetched, see `chunk_positions`
+  bool positions_with_head = false;  ///< ... by `lane_head`
+  bool has_states = false;           ///< states of a share are fetched, see `lane_head`
+  bool doubled = false;              ///< ... those of the next lane before the present one is done
+  index_t block_slots = 0;           ///< largest share of a block
+  index_t chunk_slots = 0;           ///< largest chunk
+  int resident = 1;                  ///< blocks that a multiprocessor has room for
   int arrivals = 0, parts = 0, chunk_parts = 0, chunk_peaks = 0, logits = 0, sums = 0, heads = 0,
-      books = 0;
-  int bytes = 0, books_bytes = 0, head_bytes = 0;
+      states = 0, positions = 0;
+  int bytes = 0, states_bytes = 0, head_bytes = 0;
 };
 
 struct slot_range {
@@ -86,12 +92,16 @@ __device__ __forceinline__ slot_range chunk_of(index_t extent,
   index_t const first = min(extent, chunk * each);
   return {first, min(extent, first + each)};
 }
+/// Which of the blocks that share a lane this one is.
+__device__ __forceinline__ unsigned block_rank(attend_plan const& plan) {
+  return blockIdx.x % static_cast<unsigned>(plan.blocks);
+}
 /// A block's part of such a lane.
 __device__ __forceinline__ lane_share share_of(index_t extent, attend_plan const& plan) {
-  unsigned const rank = cluster_rank();
+  unsigned const rank = block_rank(plan);
   index_t const first = static_cast<index_t>(rank) * plan.block_chunks;
   return {rank,
-          cluster_blocks(),
+          static_cast<unsigned>(plan.blocks),
           chunk_of(extent, first, plan).first,
           chunk_of(extent, first + plan.block_chunks - 1, plan).end};
 }
@@ -116,6 +126,7 @@ struct attend_shared {
   float lse[attend_warps_at_most][QueryRows];         // each warp's own copy, base 2
   float norms[most_new_tokens];
   std::uint64_t head_arrivals[3];
+  std::uint64_t position_arrivals[2];
   alignas(step_books) unsigned char books[books_at_hand * sizeof(step_books)];
   decision_scratch<attend_warps_at_most> decision;
 };
@@ -156,21 +167,21 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   plan.by_group = fixed_divisor(plan.group);
   plan.chunks = chunks;
   plan.block_chunks = chunks / blocks;
+  plan.blocks = blocks;
   while ((index_t{1} << plan.chunk_shift) < chunks) ++plan.chunk_shift;
   index_t const tiles = (ledger.slots + tile_slots - 1) / tile_slots;
-  plan.block_slots = (tiles + chunks - 1) / chunks * plan.block_chunks * tile_slots;
+  plan.chunk_slots = (tiles + chunks - 1) / chunks * tile_slots;
+  plan.block_slots = plan.chunk_slots * plan.block_chunks;
   using state = slot_state_of<P>;
   bool const decides = args.decides && ledger.reach == scope::kv_head;
   bool const learns = observes_attention<P> && decides;
   plan.keeps_logits = learns || args.weights != nullptr;
   plan.whole_tiles = has_whole_tiles(args.keys) && has_whole_tiles(args.values);
-  plan.doubled = plan.block_slots <= most_double_slots;
   static_assert(std::is_empty_v<state> || sizeof(state) % 4 == 0,
                 "adore::gpu: a slot's state must have a multiple of 4 bytes");
-  plan.has_books = plan.doubled || (decides && plan.block_slots <= most_fetched_slots);
-  plan.has_states = plan.has_books && decides && !std::is_empty_v<state>;
-  if (plan.has_books) plan.books_bytes = floats(plan.block_slots);
-  if (plan.has_states) plan.books_bytes += static_cast<int>(sizeof(state)) * plan.block_slots;
+  plan.has_states = decides && !std::is_empty_v<state> && plan.block_slots <= most_fetched_slots;
+  plan.doubled = plan.has_states && plan.block_slots <= most_double_slots;
+  if (plan.has_states) plan.states_bytes = static_cast<int>(sizeof(state)) * plan.block_slots;
   int const parts = floats(warps * plan.rows * channels);
   int const chunk_parts = chunks == 1 ? 0 : floats(plan.block_chunks * plan.rows * channels);
   int const chunk_peaks = chunks == 1 ? 0 : static_cast<int>(sizeof(float2)) * chunks * most_rows;
@@ -179,10 +190,13 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   int const row_bytes = channels * static_cast<int>(sizeof(T));
   plan.head_bytes = (plan.rows + 2 * ledger.max_new) * row_bytes;
   int const heads = 2 * plan.head_bytes;
-  int const books = (plan.doubled ? 2 : 1) * plan.books_bytes;
+  int const states = (plan.doubled ? 2 : 1) * plan.states_bytes;
+  plan.has_positions = plan.chunk_slots <= most_fetched_positions;
+  plan.positions_with_head = plan.block_slots <= most_double_slots;
+  int const positions = plan.has_positions ? 2 * floats(plan.chunk_slots) : 0;
   int const half_bytes = tile_slots * row_bytes;
   int const stage = warps * (half_bytes + arrival_bytes);
-  int const others = parts + chunk_parts + chunk_peaks + logits + sums + heads + books;
+  int const others = parts + chunk_parts + chunk_peaks + logits + sums + heads + states + positions;
   int const of_block = 1024 + static_bytes;  // 1 KB is CUDA's own
   constexpr int of_multiprocessor = 228 * 1024;
   auto const stages_with = [&](int n) {
@@ -198,8 +212,9 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   plan.logits = plan.chunk_peaks + chunk_peaks;
   plan.sums = plan.logits + logits;
   plan.heads = (plan.sums + sums + 15) / 16 * 16;
-  plan.books = plan.heads + heads;
-  plan.bytes = plan.books + books;
+  plan.states = plan.heads + heads;
+  plan.positions = plan.states + states;
+  plan.bytes = plan.positions + positions;
   plan.schedule.lanes = ledger.row_count * ledger.kv_heads;
   plan.schedule.kv_heads = ledger.kv_heads;
   plan.schedule.by_heads = fixed_divisor(ledger.kv_heads);

@@ -8,9 +8,11 @@
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/books_ahead.cuh"
+#include "adore/gpu/chunk_positions.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/lane_attention.cuh"
 #include "adore/gpu/lane_decision.cuh"
+#include "adore/gpu/lane_exchange.cuh"
 #include "adore/gpu/lane_head.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/tile_ring.cuh"
@@ -39,9 +41,7 @@ __global__ void __launch_bounds__(
                   __grid_constant__ attend_plan const plan) {
   extern __shared__ __align__(128) unsigned char dynamic[];
   __shared__ attend_shared<QueryRows> shared;
-  unsigned const rank = cluster_rank();
-  unsigned const blocks = cluster_blocks();
-  auto const first_lane = static_cast<index_t>(blockIdx.x / blocks);
+  auto const first_lane = static_cast<index_t>(blockIdx.x) / plan.blocks;
   index_t const apart = plan.schedule.clusters;
   bool const decides = args.decides && ledger.reach == scope::kv_head;
   // books come two lanes ahead, heads one: whoever asks late waits for microseconds
@@ -60,14 +60,30 @@ __global__ void __launch_bounds__(
       shared_address(dynamic),
       shared_address(dynamic) + static_cast<unsigned>(plan.arrivals));
   books.arrive();
+  chunk_positions<P> positions(ledger,
+                               plan,
+                               shared_address(dynamic) + static_cast<unsigned>(plan.positions),
+                               shared_address(shared.position_arrivals));
   lane_head<T, Channels, P> fetched(plan,
                                     ledger.max_new,
                                     shared_address(dynamic) + static_cast<unsigned>(plan.heads),
-                                    shared_address(dynamic) + static_cast<unsigned>(plan.books),
+                                    shared_address(dynamic) + static_cast<unsigned>(plan.states),
+                                    shared_address(dynamic) + static_cast<unsigned>(plan.positions),
                                     shared_address(shared.head_arrivals));
   lane_attention<T, Channels, QueryRows, P, View, Guests> attention(
       args, ledger, policy, plan, dynamic, shared);
-  if (blocks > 1) meet_in_cluster();  // all blocks run before one looks into another
+  // all blocks run before one looks into another
+  if (plan.blocks > 1 && !plan.exchanges) meet_in_cluster();
+  index_t const first_chunk = static_cast<index_t>(block_rank(plan)) * plan.block_chunks;
+  index_t const end_chunk = first_chunk + plan.block_chunks;
+  auto const ask_for = [&](index_t number, step_books const& of) {
+    fetched.request(
+        args, ledger, number, of.row.count, rebuilt_of(number), share_of(of.lane.extent, plan));
+  };
+  auto const ask_for_positions = [&](index_t number, index_t extent, index_t chunk) {
+    lane_number const at = plan.schedule.lane(number);
+    positions.request(ledger.lane(at.row, args.layer, at.head), chunk_of(extent, chunk, plan));
+  };
   index_t n = 0;
 #pragma unroll 1
   for (index_t number = first_lane; number < plan.schedule.lanes; number += apart, ++n) {
@@ -83,31 +99,32 @@ __global__ void __launch_bounds__(
     lane.lane = ledger.lane(lane.row, args.layer, lane.head);
     lane.token = lane.row * ledger.max_new;
     lane.share = share_of(lane.books.lane.extent, plan);
-    if (fetched.requested() != number) {
-      fetched.request(args, ledger, number, lane.count(), lane.rebuilt, lane.share);
+    if (plan.exchanges) lane.share.exchange = lane_exchange(ledger.exchange, first_lane);
+    if (fetched.requested() != number) ask_for(number, lane.books);
+    if (positions.requested() != lane.lane) {
+      ask_for_positions(number, lane.books.lane.extent, first_chunk);
     }
     fetched.take();
-    if (index_t const following = number + apart; following < plan.schedule.lanes) {
-      step_books const& coming = books.of(n + 1);
-      if (coming.row.count > 0) {
-        fetched.request(args,
-                        ledger,
-                        following,
-                        coming.row.count,
-                        rebuilt_of(following),
-                        share_of(coming.lane.extent, plan));
-      }
-    }
-    fetched.request_books(ledger, lane.lane, lane.share);
+    index_t const following = number + apart;
+    bool const follows = following < plan.schedule.lanes && books.of(n + 1).row.count > 0;
+    if (follows) ask_for(following, books.of(n + 1));
+    fetched.request_states(ledger, lane.lane, lane.share);
     if constexpr (scores_keys<P>) attention.measure_keys(lane);
 
     index_t const passes = attention.rows().passes(lane);
 #pragma unroll 1
     for (index_t pass = 0; pass < passes; ++pass) {
-      index_t const first_chunk = static_cast<index_t>(rank) * plan.block_chunks;
 #pragma unroll 1
-      for (index_t chunk = first_chunk; chunk < first_chunk + plan.block_chunks; ++chunk) {
-        attention.attend(lane, pass, chunk, fetched, ring);
+      for (index_t chunk = first_chunk; chunk < end_chunk; ++chunk) {
+        positions.take(lane.lane, chunk_of(lane.books.lane.extent, chunk, plan), fetched.buffer());
+        if (chunk + 1 < end_chunk) {
+          ask_for_positions(number, lane.books.lane.extent, chunk + 1);
+        } else if (pass + 1 < passes) {
+          ask_for_positions(number, lane.books.lane.extent, first_chunk);
+        } else if (follows) {
+          ask_for_positions(following, books.of(n + 1).lane.extent, first_chunk);
+        }
+        attention.attend(lane, pass, chunk, fetched, positions, ring);
         books.arrive();
         __syncthreads();
         if (plan.chunks > 1) attention.softmax().close_chunk(lane, pass, chunk);
@@ -118,9 +135,9 @@ __global__ void __launch_bounds__(
     }
     // nobody goes on, or leaves, while its shared memory is being read
     if (decides) {
-      fetched.take_books();
-      attention.decide(lane, fetched);
-    } else {
+      fetched.take_states();
+      attention.decide(lane, fetched, positions);
+    } else if (!plan.exchanges || following < plan.schedule.lanes) {
       sync_lane(lane.share);
     }
   }
@@ -136,20 +153,16 @@ void launch_attention(cudaStream_t stream,
   index_t const lanes = ledger.row_count * ledger.kv_heads;
   auto const processors = static_cast<index_t>(multiprocessors());
   constexpr int at_most = attend_warps_per_multiprocessor<T, Channels, QueryRows>;
-  // More warps share what is done once per lane, such as its logits, but wait for each other; 16
-  // rows leave room for few.
-  bool const one_row = args.q.heads == ledger.kv_heads;
-  int const warps = ledger.slots <= most_double_slots ? 2
-                    : QueryRows > tile_queries        ? 4
-                    : chunks == 1                     ? (one_row ? 4 : 8)
-                    : chunks <= 4                     ? 8
-                                                      : 6;
+  // More warps share what is done once per lane, such as its logits; 16 rows leave room for few.
+  int const warps = ledger.slots <= most_double_slots ? 2 : QueryRows > tile_queries ? 4 : 8;
+  bool const exchanges = ledger.exchange != nullptr && Channels <= lane_exchange::most_channels;
   auto const planned = [&](index_t blocks) {
     // No more blocks on a multiprocessor than it takes to hold all lanes: these get longer rings.
     // But a cluster may find some multiprocessors taken, so that two of its blocks should fit on
     // one.
     index_t const all = (lanes * blocks + processors - 1) / processors;
-    int const wanted = std::max(blocks > 1 ? 2 : 1, static_cast<int>(all));
+    bool const is_cluster = blocks > 1 && !exchanges;
+    int const wanted = std::max(is_cluster ? 2 : 1, static_cast<int>(all));
     return plan_attention(args,
                           ledger,
                           Channels,
@@ -168,9 +181,12 @@ void launch_attention(cudaStream_t stream,
     blocks *= 2;
     plan = planned(blocks);
   }
-  if (blocks > 8 && plan.resident == 1) {  // so large a cluster would wait for a whole GPC
-    attend_plan const smaller = planned(8);
-    if (smaller.stages >= 2) {  // unless there is no room for rings
+  // Sixteen blocks meet in device memory, where the ledger has some, or they would wait for a whole
+  // part of the chip; if there is room for rings, eight do.
+  if (blocks == lane_exchange::blocks && exchanges) {
+    plan.exchanges = true;
+  } else if (blocks > 8 && plan.resident == 1) {
+    if (attend_plan const smaller = planned(8); smaller.stages >= 2) {
       blocks = 8;
       plan = smaller;
     }
@@ -184,29 +200,31 @@ void launch_attention(cudaStream_t stream,
   }
   auto* const kernel = attend_kernel<T, Channels, QueryRows, P, View, Guests>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes));
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
-  cluster.val.clusterDim.y = 1;
-  cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attribute{};
   cudaLaunchConfig_t config{};
   config.blockDim = dim3(static_cast<unsigned>(warps * warp_threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(plan.bytes);
   config.stream = stream;
-  if (blocks == 1) {
+  config.attrs = &attribute;
+  int fit = 0;
+  if (blocks == 1 || plan.exchanges) {
     // without the attribute blocks are spread over all multiprocessors, with it they fill one after
     // the other
-    int fit = 0;
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
         &fit, kernel, warps * warp_threads, config.dynamicSmemBytes));
-    plan.schedule.clusters = evenly(lanes, std::max(index_t{1}, fit * processors));
+    plan.schedule.clusters = evenly(lanes, std::max(index_t{1}, fit * processors / blocks));
+    attribute.id = cudaLaunchAttributeCooperative;  // all run at once
+    attribute.val.cooperative = 1;
+    if (plan.exchanges) config.numAttrs = 1;
   } else {
-    config.attrs = &cluster;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
     config.numAttrs = 1;
     if (blocks > 8) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
     }
-    int fit = 0;
     config.gridDim = dim3(static_cast<unsigned>(lanes * blocks));
     check(cudaOccupancyMaxActiveClusters(&fit, kernel, &config));
     plan.schedule.clusters = std::min(lanes, std::max(1, fit));
@@ -230,7 +248,9 @@ void launch_attention(cudaStream_t stream,
 ///         cannot be read in chunks of 16 bytes, or if the policy's
 ///         weights do not fit into shared memory (more than about 50,000 slots x query rows of a
 ///         KV head per block; a lane is shared by up to 16 blocks), cuda_error
-/// Stream: asynchronous, capturable. Memory: none but shared memory.
+/// Stream: asynchronous, capturable; launches for one ledger must follow one another.
+/// Memory: shared memory, and where at most 16 lanes have over 8192 slots what the ledger holds for
+///         them.
 /// Needs:  compute capability 9.0 (clusters).
 template <int Channels,
           index_t MostQueryRows = 256,

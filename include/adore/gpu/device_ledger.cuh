@@ -7,6 +7,7 @@
 #include "adore/eviction/ledger.hpp"
 #include "adore/gpu/device_buffer.cuh"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/lane_exchange.cuh"
 #include "adore/gpu/ledger_snapshot.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/row_life.cuh"
@@ -84,6 +85,13 @@ class device_ledger {
     rows_ = device_buffer<row_books>(rows);
     without_room_ = device_buffer<unsigned>(1);
     ring_ = device_buffer<released_entry>(ring);
+    if (index_t const attended = shape.sequences * shape.kv_heads;
+        attended <= detail::lane_exchange::most_lanes &&
+        shape.slots >= detail::lane_exchange::fewest_slots) {
+      exchange_ = device_buffer<unsigned char>(static_cast<std::size_t>(attended) *
+                                               detail::lane_exchange::bytes);
+      clear(exchange_);
+    }
     written_ = device_buffer<unsigned long long>(1);
     if (past > 0) {
       require(reach == scope::model, "past", past, "tokens come back in scope model only");
@@ -104,6 +112,7 @@ class device_ledger {
     view_.new_slots = new_slots_.data();
     view_.rows = rows_.data();
     view_.lanes_without_room = without_room_.data();
+    view_.exchange = exchange_.data();
     view_.released = {ring_.data(), written_.data(), ring};
     check(cudaMemset(positions_.data(), 0xFF, positions_.bytes()));  // no_position
     clear(states_, lane_states_, lanes_, new_slots_, rows_, without_room_, ring_, written_);
@@ -254,6 +263,7 @@ class device_ledger {
   device_buffer<index_t> new_slots_;
   device_buffer<row_books> rows_;
   device_buffer<unsigned> without_room_;
+  device_buffer<unsigned char> exchange_;
   device_buffer<released_entry> ring_;
   device_buffer<unsigned long long> written_;
   device_buffer<std::uint8_t> released_;         // [row, token], of `past_view`

@@ -5,6 +5,7 @@
 #include "adore/concepts.hpp"
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/attention_plan.cuh"
+#include "adore/gpu/chunk_positions.cuh"
 #include "adore/gpu/fragments.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/lane_head.cuh"
@@ -62,6 +63,7 @@ class lane_attention {
                                          index_t pass,
                                          index_t chunk,
                                          head_type const& fetched,
+                                         chunk_positions<P> const& positions,
                                          ring_type& ring) {
     int const warp = warp_in_block();
     int const g = lane_in_warp() / 4;
@@ -112,11 +114,10 @@ class lane_attention {
       }
     }
 
-    position_t const* const positions = ledger_.positions + ledger_.cell(of.lane);
     auto const position_in_tile = [&](index_t first) {
       index_t const s = first + lane_in_warp() % tile_slots;
       if (s >= slots.end) return no_position;
-      position_t p = plan_.doubled ? fetched.position(s - of.share.first) : positions[s];
+      position_t p = positions.at(s - slots.first);
       if constexpr (Guests::has_guests) p = position_in_slot(p);
       return p < next + count ? p : no_position;  // later ones are seen by nobody
     };
@@ -265,7 +266,9 @@ class lane_attention {
   }
 
   /// The lane's step ends: see `decide_lane`.
-  __device__ __forceinline__ void decide(lane_of_step const& of, head_type const& fetched) {
+  __device__ __forceinline__ void decide(lane_of_step const& of,
+                                         head_type const& fetched,
+                                         chunk_positions<P> const& positions) {
     index_t const first = of.share.first;
     decide_lane<4>(
         ledger_,
@@ -277,15 +280,15 @@ class lane_attention {
         of.count(),
         of.share,
         [&](index_t slot) {
-          return plan_.has_books
-                     ? fetched.positions(slot - first)
+          return plan_.block_chunks == 1
+                     ? positions.four(slot - first)
                      : neighbours_at<4>(ledger_.positions + ledger_.cell(of.lane) + slot);
         },
         [&](index_t slot) {
           if constexpr (std::is_empty_v<slot_state_of<P>>) {
             return neighbours<slot_state_of<P>, 4>{};
           } else {
-            return plan_.has_states ? fetched.states(slot - first)
+            return plan_.has_states ? fetched.four_states(slot - first)
                                     : neighbours_at<4>(ledger_.states_of(of.lane) + slot);
           }
         },

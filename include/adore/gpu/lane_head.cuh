@@ -14,23 +14,31 @@
 
 namespace adore::gpu::detail {
 
-/// Of a lane: the queries of the first pass, K and V of the new tokens, and the books of this
-/// block's share, which are its positions and their states. There are two buffers, one of them for
-/// the next lane; but books of long lanes have only one, and come while the lane is attended.
+/// Of a lane: the queries of the first pass, K and V of the new tokens, the states of this block's
+/// share, and if it is short the positions, which `chunk_positions` reads. There are two buffers,
+/// one of them for the next lane; but states of long lanes have only one, and come while the lane
+/// is attended.
 template <class T, int Channels, class P>
 class lane_head {
  public:
   static constexpr int row_bytes = row_cut<T, Channels>::bytes;
 
   /// @param heads     [2] of `plan.head_bytes` each
-  /// @param books     [1 or 2] of `plan.books_bytes` each
-  /// @param arrivals  [3], the last for books that come alone
+  /// @param states    [1 or 2] of `plan.states_bytes` each
+  /// @param positions  [2] as `chunk_positions` has them
+  /// @param arrivals  [3], the last for states that come alone
   __device__ __forceinline__ lane_head(attend_plan const& plan,
                                        index_t max_new,
                                        shared_pointer heads,
-                                       shared_pointer books,
+                                       shared_pointer states,
+                                       shared_pointer positions,
                                        shared_pointer arrivals)
-      : plan_(plan), heads_(heads), books_(books), arrivals_(arrivals), max_new_(max_new) {
+      : plan_(plan),
+        heads_(heads),
+        states_(states),
+        positions_(positions),
+        arrivals_(arrivals),
+        max_new_(max_new) {
     if (threadIdx.x == 0) {
       for (unsigned b = 0; b < 3; ++b) init_arrival(arrivals + b * arrival_bytes);
       publish_arrivals();
@@ -67,10 +75,17 @@ class lane_head {
     if (j == 0) {
       unsigned const of_head = static_cast<unsigned>(2 * count * row_bytes) +
                                static_cast<unsigned>(first_pass) * query_bytes;
-      expect_bytes(bar, of_head + (plan_.doubled ? bytes_of_books(share) : 0U));
-      if (plan_.doubled) {
-        copy_books(ledger, ledger.lane(row, args.layer, kv_head), share, books(next), bar);
+      unsigned const of_positions = plan_.positions_with_head ? slots_of(share) * 4U : 0U;
+      expect_bytes(bar, of_head + of_positions + (plan_.doubled ? bytes_of_states(share) : 0U));
+      index_t const lane = ledger.lane(row, args.layer, kv_head);
+      if (of_positions > 0) {
+        copy_bulk(positions_ + next * static_cast<unsigned>(plan_.chunk_slots) * 4U,
+                  ledger.positions + ledger.cell(lane) + share.first,
+                  of_positions,
+                  bar,
+                  hint);
       }
+      if (plan_.doubled) copy_states(ledger, lane, share, states(next), bar);
     }
     if (j < first_pass) {
       copy_bulk(to + static_cast<unsigned>(j) * query_bytes,
@@ -92,17 +107,19 @@ class lane_head {
               hint);
   }
   __device__ __forceinline__ index_t requested() const { return requested_; }
-  /// Asks for the present lane's books, if they come alone.
-  __device__ __forceinline__ void request_books(ledger_view<P> const& ledger,
-                                                index_t lane,
-                                                lane_share const& share) {
-    if (plan_.doubled || !plan_.has_books || threadIdx.x != 0) return;
+  /// Of the two, which the present lane's is in.
+  __device__ __forceinline__ unsigned buffer() const { return which_; }
+  /// Asks for the present lane's states, if they come alone.
+  __device__ __forceinline__ void request_states(ledger_view<P> const& ledger,
+                                                 index_t lane,
+                                                 lane_share const& share) {
+    if (plan_.doubled || !plan_.has_states || threadIdx.x != 0) return;
     shared_pointer const bar = arrivals_ + 2 * arrival_bytes;
-    expect_bytes(bar, bytes_of_books(share));
-    copy_books(ledger, lane, share, books_, bar);
+    expect_bytes(bar, bytes_of_states(share));
+    copy_states(ledger, lane, share, states_, bar);
   }
-  __device__ __forceinline__ void take_books() {
-    if (plan_.doubled || !plan_.has_books) return;
+  __device__ __forceinline__ void take_states() {
+    if (plan_.doubled || !plan_.has_states) return;
     wait_for(arrivals_ + 2 * arrival_bytes, (parities_ >> 2U) & 1U);
     parities_ ^= 4U;
   }
@@ -113,21 +130,11 @@ class lane_head {
     parities_ ^= 1U << which_;
   }
 
-  /// In slot `s` of the share.
-  __device__ __forceinline__ position_t position(index_t s) const {
-    return load_shared_4(books(which_) + static_cast<unsigned>(s) * 4U);
-  }
-  /// In the slots `s` to `s` + 3, where `s` is a multiple of 4.
-  __device__ __forceinline__ neighbours<position_t, 4> positions(index_t s) const {
-    return load_neighbours<4, position_t>([&](unsigned at) {
-      return load_shared_16(books(which_) + static_cast<unsigned>(s) * 4U + at);
-    });
-  }
-  __device__ __forceinline__ neighbours<slot_state_of<P>, 4> states(index_t s) const {
+  /// Of the slots `s` to `s` + 3 of the share, where `s` is a multiple of 4.
+  __device__ __forceinline__ neighbours<slot_state_of<P>, 4> four_states(index_t s) const {
     constexpr auto bytes = static_cast<unsigned>(sizeof(slot_state_of<P>));
     return load_neighbours<4, slot_state_of<P>>([&](unsigned at) {
-      return load_shared_16(books(which_) + behind_positions() + static_cast<unsigned>(s) * bytes +
-                            at);
+      return load_shared_16(states(which_) + static_cast<unsigned>(s) * bytes + at);
     });
   }
   /// Query row `r` of the first pass.
@@ -146,11 +153,8 @@ class lane_head {
   __device__ __forceinline__ shared_pointer head(unsigned b) const {
     return heads_ + b * static_cast<unsigned>(plan_.head_bytes);
   }
-  __device__ __forceinline__ shared_pointer books(unsigned b) const {
-    return plan_.doubled ? books_ + b * static_cast<unsigned>(plan_.books_bytes) : books_;
-  }
-  __device__ __forceinline__ unsigned behind_positions() const {
-    return static_cast<unsigned>(plan_.block_slots) * 4U;
+  __device__ __forceinline__ shared_pointer states(unsigned b) const {
+    return plan_.doubled ? states_ + b * static_cast<unsigned>(plan_.states_bytes) : states_;
   }
   __device__ __forceinline__ unsigned keys() const {
     return static_cast<unsigned>(plan_.rows * row_bytes);
@@ -159,32 +163,24 @@ class lane_head {
     return keys() + static_cast<unsigned>(max_new_ * row_bytes);
   }
   /// Whole vectors of 16 bytes: four slots at a time.
-  static __device__ __forceinline__ unsigned slots_of_books(lane_share const& share) {
+  static __device__ __forceinline__ unsigned slots_of(lane_share const& share) {
     return static_cast<unsigned>((share.end - share.first + 3) / 4 * 4);
   }
-  __device__ __forceinline__ unsigned bytes_of_books(lane_share const& share) const {
-    auto const of_state = plan_.has_states ? static_cast<unsigned>(sizeof(slot_state_of<P>)) : 0U;
-    return slots_of_books(share) * (4U + of_state);
+  static __device__ __forceinline__ unsigned bytes_of_states(lane_share const& share) {
+    return slots_of(share) * static_cast<unsigned>(sizeof(slot_state_of<P>));
   }
-  __device__ __forceinline__ void copy_books(ledger_view<P> const& ledger,
-                                             index_t lane,
-                                             lane_share const& share,
-                                             shared_pointer to,
-                                             shared_pointer bar) const {
-    unsigned const slots = slots_of_books(share);
-    if (slots == 0) return;
-    std::uint64_t const hint = read_once_hint();
-    copy_bulk(to, ledger.positions + ledger.cell(lane) + share.first, slots * 4U, bar, hint);
-    if (!plan_.has_states) return;
-    copy_bulk(to + behind_positions(),
-              ledger.states_of(lane) + share.first,
-              slots * static_cast<unsigned>(sizeof(slot_state_of<P>)),
-              bar,
-              hint);
+  static __device__ __forceinline__ void copy_states(ledger_view<P> const& ledger,
+                                                     index_t lane,
+                                                     lane_share const& share,
+                                                     shared_pointer to,
+                                                     shared_pointer bar) {
+    unsigned const bytes = bytes_of_states(share);
+    if (bytes == 0) return;
+    copy_bulk(to, ledger.states_of(lane) + share.first, bytes, bar, read_once_hint());
   }
 
   attend_plan const& plan_;
-  shared_pointer heads_, books_, arrivals_;
+  shared_pointer heads_, states_, positions_, arrivals_;
   index_t max_new_, requested_ = -1;
   unsigned which_ = 1, parities_ = 0;
 };

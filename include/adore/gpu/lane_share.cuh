@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The threads that end a lane's step together: a block, the blocks of a cluster, each with a part
-// of the lane's slots, or one warp beside others that end lanes of their own.
+// The threads that end a lane's step together: a block, several blocks, each with a part of the
+// lane's slots, or one warp beside others that end lanes of their own.
 #pragma once
 
+#include "adore/gpu/lane_exchange.cuh"
 #include "adore/gpu/warp.cuh"
 #include "adore/types.hpp"
 
 namespace adore::gpu {
 
-inline constexpr int most_deciding_blocks = 16;  // of a cluster
+inline constexpr int most_deciding_blocks = 16;  // of a lane
 
 /// Shared memory of a block that decides. Two of each, used in turn, so that nobody writes over
 /// what others still read.
@@ -24,7 +25,8 @@ struct decision_scratch {
 struct lane_share {
   unsigned rank = 0, blocks = 1;
   index_t first = 0, end = 0;
-  bool one_warp = false;  ///< of the block ends the lane; otherwise all do
+  bool one_warp = false;             ///< of the block ends the lane; otherwise all do
+  detail::lane_exchange exchange{};  ///< where several blocks meet that are no cluster
 
   /// Of the block's threads that end the lane: this one's number, and how many they are.
   __device__ __forceinline__ index_t thread() const {
@@ -39,7 +41,9 @@ namespace detail {
 
 /// Waits for all threads that share the lane; what they wrote is then visible.
 __device__ __forceinline__ void sync_lane(lane_share const& share) {
-  if (share.blocks > 1) {
+  if (share.exchange.there()) {
+    share.exchange.meet();
+  } else if (share.blocks > 1) {
     sync_cluster();
   } else if (share.one_warp) {
     __syncwarp();
@@ -68,7 +72,12 @@ __device__ __forceinline__ keyed_slot smallest_in_lane(keyed_slot own,
   for (int w = 1; w < warps; ++w) {
     if (shared.of_warp[turn][w].key < best.key) best = shared.of_warp[turn][w];
   }
-  if (share.blocks > 1) {
+  if (share.exchange.there()) {
+    keyed_slot* const of_block = share.exchange.lowest(turn);
+    if (threadIdx.x == 0) of_block[share.rank] = best;
+    share.exchange.meet();
+    best = smallest_in_warp(of_block[lane_in_warp() % lane_exchange::blocks]);
+  } else if (share.blocks > 1) {
     // told to all, since who asks another block waits for the answer
     if (threadIdx.x < share.blocks) {
       *shared_of(&shared.of_block[turn][share.rank], threadIdx.x) = best;
@@ -98,7 +107,13 @@ sum_in_lane(index_t own, lane_share const& share, decision_scratch<Warps>& share
   __syncthreads();
   index_t sum = 0;
   for (int w = 0; w < warps_in_block(); ++w) sum += shared.of_warp[turn][w].slot;
-  if (share.blocks > 1) {
+  if (share.exchange.there()) {
+    keyed_slot* const of_block = share.exchange.lowest(turn);
+    if (threadIdx.x == 0) of_block[share.rank].slot = sum;
+    share.exchange.meet();
+    index_t const b = lane_in_warp();
+    sum = __reduce_add_sync(whole_warp, b < lane_exchange::blocks ? of_block[b].slot : 0);
+  } else if (share.blocks > 1) {
     if (threadIdx.x < share.blocks) {
       shared_of(&shared.of_block[turn][share.rank], threadIdx.x)->slot = sum;
     }

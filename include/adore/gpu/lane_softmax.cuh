@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the warps' shares of a lane to its output and log-sum-exp: the warps of a block are merged
-// chunk by chunk, then the chunks, in the block or across a cluster.
+// chunk by chunk, then the chunks, in the block or across those that share the lane.
 #pragma once
 
 #include "adore/gpu/attend_args.cuh"
@@ -47,6 +47,9 @@ class lane_softmax {
     auto const threads = static_cast<index_t>(blockDim.x);
     index_t const rows = rows_.rows(of, pass);
     index_t const local = chunk - static_cast<index_t>(of.share.rank) * plan_.block_chunks;
+    lane_exchange const exchange = of.share.exchange;
+    float* const parts = exchange.there() ? exchange.parts() + chunk * plan_.rows * Channels
+                                          : chunk_parts_ + local * plan_.rows * Channels;
 #pragma unroll 1
     for (index_t i = thread; i < rows * pairs; i += threads) {
       index_t const r = i / pairs;
@@ -60,7 +63,19 @@ class lane_softmax {
                  all.highest,
                  *reinterpret_cast<float2*>(parts_ + (w * plan_.rows + r) * Channels + c));
       }
-      *reinterpret_cast<float2*>(chunk_parts_ + (local * plan_.rows + r) * Channels + c) = x;
+      *reinterpret_cast<float2*>(parts + r * Channels + c) = x;
+    }
+    if (exchange.there()) {
+      if (thread < rows) {
+        softmax_so_far const all = merged_warps(thread);
+        exchange.peaks()[chunk * peaks_apart + thread] = {all.highest, all.sum};
+      }
+      sync_lane(of.share);
+      for (index_t i = thread; i < plan_.chunks * peaks_apart; i += threads) {
+        chunk_peaks_[i] = exchange.peaks()[i];
+      }
+      __syncthreads();
+      return;
     }
     for (index_t i = thread; i < rows * static_cast<index_t>(of.share.blocks); i += threads) {
       index_t const r = i % rows;
@@ -114,16 +129,13 @@ class lane_softmax {
                    *reinterpret_cast<float2*>(parts_ + (w * plan_.rows + r) * Channels + c));
         }
       } else {
-        for (unsigned b = 0; b < share.blocks; ++b) {
-#pragma unroll 1
-          for (index_t local = 0; local < plan_.block_chunks; ++local) {
-            index_t const chunk = static_cast<index_t>(b) * plan_.block_chunks + local;
-            add_part(x,
-                     chunk_peaks_[chunk * peaks_apart + r].x,
-                     lse,
-                     *reinterpret_cast<float2*>(
-                         shared_of(chunk_parts_ + (local * plan_.rows + r) * Channels + c, b)));
-          }
+        // some at once, since each comes from far
+#pragma unroll 4
+        for (index_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+          add_part(x,
+                   chunk_peaks_[chunk * peaks_apart + r].x,
+                   lse,
+                   *reinterpret_cast<float2 const*>(part_of_chunk(share, chunk, r) + c));
         }
       }
       index_t const at = pass * plan_.rows + r;
@@ -139,6 +151,18 @@ class lane_softmax {
  private:
   static constexpr index_t pairs = Channels / 2;     // of channels
   static constexpr index_t peaks_apart = QueryRows;  // those of warps, and of chunks
+
+  /// Outputs of row `r` in a chunk of the lane, which may be another block's.
+  __device__ __forceinline__ float const* part_of_chunk(lane_share const& share,
+                                                        index_t chunk,
+                                                        index_t r) const {
+    if (share.exchange.there()) {
+      return share.exchange.parts() + (chunk * plan_.rows + r) * Channels;
+    }
+    index_t const local = chunk & (plan_.block_chunks - 1);  // powers of two
+    return shared_of(chunk_parts_ + (local * plan_.rows + r) * Channels,
+                     static_cast<unsigned>((chunk * plan_.blocks) >> plan_.chunk_shift));
+  }
 
   struct softmax_so_far {
     float highest, sum;  // base 2
@@ -170,7 +194,7 @@ class lane_softmax {
   lane_rows<T, View, Guests> rows_;
   attend_shared<QueryRows>& shared_;
   float* parts_;         // [warp, row, channel]
-  float* chunk_parts_;   // [chunk, row, channel], where there are several
+  float* chunk_parts_;   // [chunk, row, channel], where there are several and no exchange
   float2* chunk_peaks_;  // [chunk of the lane, row], likewise
 };
 

@@ -79,6 +79,7 @@ struct ledger_view {
   index_t* new_slots = nullptr;             // [lane, position % max_new] of reserved positions
   row_books* rows = nullptr;                // [row]
   unsigned* lanes_without_room = nullptr;   // how often a coming token found no slot
+  unsigned char* exchange = nullptr;        // of few long lanes, see `lane_exchange`
   ring_view released{};
   past_view past{};
   slot_state_of<P>* past_states = nullptr;  // [row, token], see `remembers_states`

@@ -58,20 +58,36 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[1][4],
                                               int g,
                                               int t) {
   using cut = row_cut<T, Channels>;
+  uint4 a[2][cut::chunks];  // all on their way before the first is used
 #pragma unroll
   for (int half = 0; half < 2; ++half) {  // slots g, then g + 8
-    float products[2][4] = {};            // two chains of sums, since each product takes 33 cycles
 #pragma unroll
     for (int c = 0; c < cut::chunks; ++c) {
-      uint4 const a = load_shared_16(
+      a[half][c] = load_shared_16(
           keys + static_cast<unsigned>((g + 8 * half) * cut::bytes + 64 * c + 16 * t));
-      matrix_unit<T>::multiply(
-          products[c % 2], a.x, a.y, a.z, a.w, queries[0].words[c][0], queries[0].words[c][1]);
     }
+  }
+  float products[2][2][4] = {};  // two chains of sums per half, since each product takes 33 cycles
+#pragma unroll
+  for (int c = 0; c < cut::chunks; ++c) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint4 const x = a[half][c];
+      matrix_unit<T>::multiply(products[half][c % 2],
+                               x.x,
+                               x.y,
+                               x.z,
+                               x.w,
+                               queries[0].words[c][0],
+                               queries[0].words[c][1]);
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      float const even = products[0][e] + products[1][e];  // column 2t + e
-      float const odd = products[0][2 + e] + products[1][2 + e];
+      float const even = products[half][0][e] + products[half][1][e];  // column 2t + e
+      float const odd = products[half][0][2 + e] + products[half][1][2 + e];
       float const mine = t < 2 ? even : odd;
       scores[0][2 * half + e] = mine + __shfl_xor_sync(whole_warp, mine, 2);
     }
@@ -146,17 +162,25 @@ __device__ __forceinline__ void multiply_values(narrow_output<T, Channels> (&out
                                                 int g,
                                                 int t) {
   using cut = row_cut<T, Channels>;
+  constexpr int tiles = narrow_output<T, Channels>::tiles;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     shared_pointer const rows =
         values + static_cast<unsigned>((2 * t + 8 * r) * cut::bytes + 8 * g);
     auto const& p = probabilities[0].words[r];
+    uint2 a[tiles], b[tiles];
 #pragma unroll
-    for (int i = 0; i < narrow_output<T, Channels>::tiles; ++i) {
-      uint2 const a = load_shared_8(rows + static_cast<unsigned>(64 * i));
-      uint2 const b = load_shared_8(rows + static_cast<unsigned>(cut::bytes + 64 * i));
-      matrix_unit<T>::multiply(outputs[0].sums[i], a.x, a.y, b.x, b.y, p[0][0], p[0][1]);
-      matrix_unit<T>::multiply(outputs[0].sums[i], a.x, a.y, b.x, b.y, p[1][0], p[1][1]);
+    for (int i = 0; i < tiles; ++i) {
+      a[i] = load_shared_8(rows + static_cast<unsigned>(64 * i));
+      b[i] = load_shared_8(rows + static_cast<unsigned>(cut::bytes + 64 * i));
+    }
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {  // neighbours in this order do not wait for each other
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) {
+        matrix_unit<T>::multiply(
+            outputs[0].sums[i], a[i].x, a[i].y, b[i].x, b[i].y, p[part][0], p[part][1]);
+      }
     }
   }
 }

@@ -100,12 +100,13 @@ class tile_ring {
     }
   }
   __device__ __forceinline__ bool begin_pass() {
-    chunk_ = static_cast<index_t>(cluster_rank()) * from_.plan.block_chunks;
+    chunk_ = static_cast<index_t>(block_rank(from_.plan)) * from_.plan.block_chunks;
     return begin_chunk();
   }
   /// Goes to chunk `chunk_` of this block, or the next one that has tiles for this warp.
   __device__ __forceinline__ bool begin_chunk() {
-    index_t const behind = static_cast<index_t>(cluster_rank() + 1) * from_.plan.block_chunks;
+    index_t const behind =
+        static_cast<index_t>(block_rank(from_.plan) + 1) * from_.plan.block_chunks;
 #pragma unroll 1
     for (; chunk_ < behind; ++chunk_) {
       slot_range const chunk = chunk_of(extent_, chunk_, from_.plan);

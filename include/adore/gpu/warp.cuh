@@ -118,6 +118,19 @@ __device__ __forceinline__ void copy_bulk(
       "l"(hint)
       : "memory");
 }
+/// The same of what will be read again.
+__device__ __forceinline__ void copy_bulk(shared_pointer to,
+                                          void const* from,
+                                          unsigned bytes,
+                                          shared_pointer bar) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(__cvta_generic_to_global(from)),
+      "r"(bytes),
+      "r"(bar)
+      : "memory");
+}
 /// Waits until the barrier has opened for the phase of this parity.
 __device__ __forceinline__ void wait_for(shared_pointer bar, unsigned parity) {
   asm volatile(
@@ -188,16 +201,6 @@ __device__ __forceinline__ keyed_slot smallest_in_warp(keyed_slot own) {
 
 // ------------------------------------------------------------------ clusters (sm_90)
 
-__device__ __forceinline__ unsigned cluster_rank() {
-  unsigned rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ __forceinline__ unsigned cluster_blocks() {
-  unsigned blocks;
-  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
-  return blocks;
-}
 /// Waits for all threads of all blocks of the cluster; what they wrote is then visible.
 __device__ __forceinline__ void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
