@@ -2,6 +2,7 @@
 // Compares retention policies on a real model: see --help, and comparison.cpp for how.
 #include "comparison.hpp"
 #include "device.hpp"
+#include "llama/blas_kernels.hpp"
 #include "llama/engine.hpp"
 #include "llama/text_file.hpp"
 #include "llama/vocabulary.hpp"
@@ -139,6 +140,7 @@ int compare_policies(comparison::request const& asked) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  llama_example::restart_for_wider_blas_kernels(arguments);
   std::string sentence;
   try {
     auto const asked = comparison::read_request(count, arguments);

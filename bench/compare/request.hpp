@@ -23,7 +23,7 @@ struct contestant {
 
 struct request {
   std::string model, text;
-  int tokens = 768;  ///< per sequence, or of the cases' prompts on average
+  int tokens = 512;  ///< per sequence, or of the cases' prompts on average
   int sequences = 1;
   int prompt = 0;                     ///< tokens of each sequence that enter densely, 0: none
   std::string retrieval;              ///< file with cases of line retrieval instead of a text

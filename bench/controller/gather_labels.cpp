@@ -6,6 +6,7 @@
 #include "host_attention.hpp"
 #include "label_file.hpp"
 #include "labels.hpp"
+#include "llama/blas_kernels.hpp"
 #include "llama/engine.hpp"
 #include "llama/text_file.hpp"
 #include "llama/vocabulary.hpp"
@@ -196,6 +197,7 @@ bool read_request(int count, char** arguments, request& asked) {
 }  // namespace
 
 int main(int count, char** arguments) try {
+  llama_example::restart_for_wider_blas_kernels(arguments);
   request asked;
   if (read_request(count, arguments, asked)) gather(asked);
   return 0;

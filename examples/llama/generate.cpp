@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Continues a text greedily under a policy: generate MODEL POLICY COUNT TEXT
+#include "llama/blas_kernels.hpp"
 #include "llama/engine.hpp"
 #include "llama/vocabulary.hpp"
 
@@ -11,6 +12,7 @@
 #include <string>
 
 int main(int count, char** arguments) try {
+  llama_example::restart_for_wider_blas_kernels(arguments);
   if (count != 5) {
     std::fprintf(stderr,
                  "usage: generate MODEL POLICY COUNT TEXT\n"

@@ -3,6 +3,7 @@
 //   watch MODEL CONTROLLER BUDGET REBUILD TEXT
 // One line per step, one letter per token so far: # kept, + released and back in this step, .
 // released. Under the last line, the tokens that came back most often. watch_plot.py draws it.
+#include "llama/blas_kernels.hpp"
 #include "llama/controller_file.hpp"
 #include "llama/engine.hpp"
 #include "llama/token_scorer.hpp"
@@ -18,6 +19,7 @@
 #include <vector>
 
 int main(int count, char** arguments) try {
+  llama_example::restart_for_wider_blas_kernels(arguments);
   if (count != 6) {
     std::fprintf(stderr,
                  "usage: watch MODEL CONTROLLER BUDGET REBUILD TEXT\n"

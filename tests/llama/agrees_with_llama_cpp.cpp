@@ -4,6 +4,7 @@
 // for the file as it is, where llama.cpp quantises activations and the two may differ. Usage:
 // agrees_with_llama_cpp MODEL FOLDER_FOR_THE_FLOAT32_FILE TEXT [as-it-is]; exits with 77 without a
 // model.
+#include "llama/blas_kernels.hpp"
 #include "llama/engine.hpp"
 #include "llama/vocabulary.hpp"
 
@@ -140,6 +141,7 @@ outcome compare(std::string const& path, std::string const& text) {
 }  // namespace
 
 int main(int count, char** arguments) try {
+  llama_example::restart_for_wider_blas_kernels(arguments);
   if (count < 4 || !std::filesystem::exists(arguments[1])) {
     std::printf("skipped: there is no model file (cmake -P cmake/test.cmake gets it)\n");
     return 77;

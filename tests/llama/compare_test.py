@@ -7,8 +7,10 @@
 import csv
 import json
 import math
+import os
 import pathlib
 import random
+import re
 import string
 import subprocess
 import sys
@@ -323,6 +325,20 @@ class Runs(Tiny):
         run = ("--tokens", 100, "--budgets", "8", "--policies", "tova")
         one, other = self.table(*run), self.table(*run, text=lines)
         self.assertEqual(one[1]["perplexity"], other[1]["perplexity"])
+
+    def test_blas_kernels(self):
+        """OpenBLAS reports each choice; the last is what the products ran on."""
+        done = subprocess.run(
+            [PROGRAM, "--help"], env={**os.environ, "OPENBLAS_VERBOSE": "2"},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        chosen = re.findall(r"^Core: (\w+)$", done.stderr, re.MULTILINE)
+        if not chosen or "OPENBLAS_CORETYPE" in os.environ:
+            self.skipTest("no OpenBLAS that chooses")
+        cpu = pathlib.Path("/proc/cpuinfo")
+        if not cpu.is_file() or " avx2 " not in cpu.read_text():
+            self.skipTest("no AVX2 here")
+        self.assertNotEqual(chosen[-1], "Prescott")
 
     def test_help(self):
         done = compare("--help")

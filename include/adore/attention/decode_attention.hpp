@@ -10,23 +10,43 @@
 
 namespace adore {
 
+namespace detail {
+
+inline constexpr index_t dot_lanes = 16;
+
+template <index_t Half>
+inline void fold(float (&partial)[dot_lanes]) {
+  for (index_t i = 0; i < Half; ++i) partial[i] += partial[i + Half];
+}
+
+/// Adds the upper half of the lanes to the lower, until one is left. (In a loop over the number of
+/// lanes each sum goes through memory, which takes longer than the products of 64 channels.)
+inline float sum_of_lanes(float (&partial)[dot_lanes]) {
+  fold<8>(partial);
+  fold<4>(partial);
+  fold<2>(partial);
+  return partial[0] + partial[1];
+}
+
+}  // namespace detail
+
 /// Sum of products over the channels, in 16 partial sums so that it vectorises without fast-math
 /// and gives the same bits whatever stands around it.
 template <class T>
 float dot(float const* __restrict a, T const* __restrict b, index_t channels, stride_t stride) {
-  constexpr index_t lanes = 16;
+  constexpr index_t lanes = detail::dot_lanes;
   float partial[lanes] = {};
-  index_t c = 0;
-  if (stride == 1) {
-    for (; c + lanes <= channels; c += lanes) {
+  if (stride == 1 && channels % lanes == 0) {
+    for (index_t c = 0; c < channels; c += lanes) {
       for (index_t i = 0; i < lanes; ++i) partial[i] += a[c + i] * static_cast<float>(b[c + i]);
     }
+    return detail::sum_of_lanes(partial);
   }
-  for (; c < channels; ++c) partial[c % lanes] += a[c] * static_cast<float>(b[c * stride]);
-  for (index_t half = lanes / 2; half > 0; half /= 2) {
-    for (index_t i = 0; i < half; ++i) partial[i] += partial[i + half];
+  float rest[lanes] = {};  // an array of its own, so that the other stays in registers
+  for (index_t c = 0; c < channels; ++c) {
+    rest[c % lanes] += a[c] * static_cast<float>(b[c * stride]);
   }
-  return partial[0];
+  return detail::sum_of_lanes(rest);
 }
 
 /// to += factor * from
