@@ -33,6 +33,13 @@ foreach(target llama ggml ggml-base ggml-cpu)
     set_target_properties(${target} PROPERTIES INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${dirs}")
   endif()
 endforeach()
+# Without AMX: GCC 12's _tile_loadconfig names 8 of the 64 bytes that it reads, the stores to the
+# others are optimised away, and the first product dies of an illegal instruction.
+include(CheckCCompilerFlag)
+check_c_compiler_flag(-mno-amx-tile ADORE_COMPILER_KNOWS_AMX)
+if(ADORE_COMPILER_KNOWS_AMX)
+  target_compile_options(ggml-cpu PRIVATE -mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+endif()
 if(NOT ADORE_LLAMA_CPP_PINNED)
   return()
 endif()
