@@ -9,6 +9,7 @@
 #include "adore/gpu/fixed_divisor.cuh"
 #include "adore/gpu/fragments.cuh"
 #include "adore/gpu/lane_decision.cuh"
+#include "adore/gpu/lane_exchange.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/narrow_fragments.cuh"
 #include "adore/gpu/warp.cuh"
@@ -27,6 +28,8 @@ namespace adore::gpu::detail {
 inline constexpr index_t slots_per_chunk = 1024;
 inline constexpr index_t most_chunks = 16;
 static_assert(most_chunks <= most_deciding_blocks);
+static_assert(most_chunks == lane_exchange::blocks);
+static_assert(lane_exchange::fewest_slots == slots_per_chunk * most_chunks / 2 + 1);
 inline constexpr int attend_warps_at_most = 8;
 inline constexpr index_t attend_stages_at_most = 12;  // halves of tiles
 /// Shares of up to so many slots have all that is fetched of the next lane at once.
@@ -180,7 +183,8 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   static_assert(std::is_empty_v<state> || sizeof(state) % 4 == 0,
                 "adore::gpu: a slot's state must have a multiple of 4 bytes");
   plan.has_states = decides && !std::is_empty_v<state> && plan.block_slots <= most_fetched_slots;
-  plan.doubled = plan.has_states && plan.block_slots <= most_double_slots;
+  plan.positions_with_head = plan.block_slots <= most_double_slots;
+  plan.doubled = plan.has_states && plan.positions_with_head;
   if (plan.has_states) plan.states_bytes = static_cast<int>(sizeof(state)) * plan.block_slots;
   int const parts = floats(warps * plan.rows * channels);
   int const chunk_parts = chunks == 1 ? 0 : floats(plan.block_chunks * plan.rows * channels);
@@ -192,7 +196,6 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   int const heads = 2 * plan.head_bytes;
   int const states = (plan.doubled ? 2 : 1) * plan.states_bytes;
   plan.has_positions = plan.chunk_slots <= most_fetched_positions;
-  plan.positions_with_head = plan.block_slots <= most_double_slots;
   int const positions = plan.has_positions ? 2 * floats(plan.chunk_slots) : 0;
   int const half_bytes = tile_slots * row_bytes;
   int const stage = warps * (half_bytes + arrival_bytes);

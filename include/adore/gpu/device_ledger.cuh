@@ -224,6 +224,11 @@ class device_ledger {
     detail::restore_row(stream, view_, row, saved);
   }
 
+  /// @throws std::invalid_argument if there is no such row
+  void check_row(index_t row) const {
+    require(row >= 0 && row < view_.row_count, "row", row, "there is no such row");
+  }
+
  private:
   static constexpr index_t cells_per_line = 32;  // 128 bytes of positions
 
@@ -242,9 +247,6 @@ class device_ledger {
     throw std::logic_error(std::string("adore: device_ledger: ") + what +
                            ": released tokens may come back; use returning_rows, which takes all "
                            "that is known of them along");
-  }
-  void check_row(index_t row) const {
-    require(row >= 0 && row < view_.row_count, "row", row, "there is no such row");
   }
   void restart_async(cudaStream_t stream, index_t row, std::uint64_t seed, index_t count) {
     check_row(row);

@@ -20,7 +20,6 @@
 
 #include <cstddef>
 #include <stdexcept>
-#include <string>
 #include <type_traits>
 
 namespace adore::gpu {
@@ -44,8 +43,8 @@ struct returning_rows {
   /// Stream: asynchronous. Memory: none.
   void fork_async(cudaStream_t stream, index_t from, index_t to) {
     require_parts();
-    require_row(from);
-    require_row(to);
+    ledger.check_row(from);
+    ledger.check_row(to);
     auto const& books = ledger.view();
     detail::fork_row_async(stream, books, from, to);
     detail::fork_past_async(stream, books, from, to);
@@ -62,7 +61,7 @@ struct returning_rows {
   template <class Store>
   row_snapshot snapshot(cudaStream_t stream, Store& store, index_t row) {
     require_parts();
-    require_row(row);
+    ledger.check_row(row);
     auto const& books = ledger.view();
     if (tier != nullptr) tier->stow_row_async(stream, books, row, store);
     row_snapshot saved = detail::snapshot_of(stream, books, ledger.policy(), row);
@@ -80,7 +79,7 @@ struct returning_rows {
   ///         itself, or says what the device cannot remember
   void restore(cudaStream_t stream, index_t row, row_snapshot const& saved) {
     require_parts();
-    require_row(row);
+    ledger.check_row(row);
     if (!saved.past) {
       throw std::invalid_argument(
           "adore: restore: the snapshot says nothing of released tokens, which may come back in "
@@ -121,11 +120,6 @@ struct returning_rows {
     throw std::logic_error(rebuild.restores()
                                ? "adore: returning_rows: schedule restore needs the tier"
                                : "adore: returning_rows: a tier is of schedule restore only");
-  }
-  void require_row(index_t row) const {
-    if (row >= 0 && row < ledger.view().row_count) return;
-    throw std::invalid_argument("adore: returning_rows: row = " + std::to_string(row) +
-                                ": there is no such row");
   }
 };
 
