@@ -68,7 +68,7 @@ struct attend_plan {
   index_t chunks = 1, block_chunks = 1;  ///< of a lane; of a block
   index_t blocks = 1;                    ///< that share a lane, a power of two
   bool exchanges = false;                ///< ... and are no cluster, see `lane_exchange`
-  int chunk_shift = 0;                   ///< base 2 logarithm of `chunks`
+  int chunk_shift = 0, block_shift = 0;  ///< base 2 logarithms of `chunks` and `blocks`
   bool keeps_logits = false;
   bool whole_tiles = true;           ///< the slots of a tile lie one behind the other
   bool has_positions = false;        ///< positions of a chunk are fetched, see `chunk_positions`
@@ -97,7 +97,7 @@ __device__ __forceinline__ slot_range chunk_of(index_t extent,
 }
 /// Which of the blocks that share a lane this one is.
 __device__ __forceinline__ unsigned block_rank(attend_plan const& plan) {
-  return blockIdx.x % static_cast<unsigned>(plan.blocks);
+  return blockIdx.x & (static_cast<unsigned>(plan.blocks) - 1U);
 }
 /// A block's part of such a lane.
 __device__ __forceinline__ lane_share share_of(index_t extent, attend_plan const& plan) {
@@ -172,6 +172,7 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   plan.block_chunks = chunks / blocks;
   plan.blocks = blocks;
   while ((index_t{1} << plan.chunk_shift) < chunks) ++plan.chunk_shift;
+  while ((index_t{1} << plan.block_shift) < blocks) ++plan.block_shift;
   index_t const tiles = (ledger.slots + tile_slots - 1) / tile_slots;
   plan.chunk_slots = (tiles + chunks - 1) / chunks * tile_slots;
   plan.block_slots = plan.chunk_slots * plan.block_chunks;

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(
                   __grid_constant__ attend_plan const plan) {
   extern __shared__ __align__(128) unsigned char dynamic[];
   __shared__ attend_shared<QueryRows> shared;
-  auto const first_lane = static_cast<index_t>(blockIdx.x) / plan.blocks;
+  auto const first_lane = static_cast<index_t>(blockIdx.x >> plan.block_shift);
   index_t const apart = plan.schedule.clusters;
   bool const decides = args.decides && ledger.reach == scope::kv_head;
   // books come two lanes ahead, heads one: whoever asks late waits for microseconds
@@ -117,12 +117,12 @@ __global__ void __launch_bounds__(
 #pragma unroll 1
       for (index_t chunk = first_chunk; chunk < end_chunk; ++chunk) {
         positions.take(lane.lane, chunk_of(lane.books.lane.extent, chunk, plan), fetched.buffer());
-        if (chunk + 1 < end_chunk) {
-          ask_for_positions(number, lane.books.lane.extent, chunk + 1);
-        } else if (pass + 1 < passes) {
-          ask_for_positions(number, lane.books.lane.extent, first_chunk);
-        } else if (follows) {
-          ask_for_positions(following, books.of(n + 1).lane.extent, first_chunk);
+        bool const is_last = chunk + 1 == end_chunk;
+        bool const leaves = is_last && pass + 1 == passes;
+        if (!leaves || follows) {
+          ask_for_positions(leaves ? following : number,
+                            leaves ? books.of(n + 1).lane.extent : lane.books.lane.extent,
+                            is_last ? first_chunk : chunk + 1);
         }
         attention.attend(lane, pass, chunk, fetched, positions, ring);
         books.arrive();

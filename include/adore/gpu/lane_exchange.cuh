@@ -52,27 +52,30 @@ class lane_exchange {
 
   /// Waits for all threads of the group; what they wrote to device memory is then visible. All its
   /// blocks must run at once.
-  __device__ __forceinline__ void meet() const {
+  __device__ __forceinline__ void meet() const { meet_at(memory_); }
+
+ private:
+  /// Not inlined: most launches have no group, and it is called in many places.
+  static __device__ __noinline__ void meet_at(unsigned char* arrivals) {
     __syncthreads();
     if (threadIdx.x == 0) {
       unsigned before = 0;
       asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;"
                    : "=r"(before)
-                   : "l"(__cvta_generic_to_global(memory_))
+                   : "l"(__cvta_generic_to_global(arrivals))
                    : "memory");
       unsigned const all = before - before % blocks + blocks;
       unsigned now = before + 1;
       while (static_cast<int>(now - all) < 0) {
         asm volatile("ld.acquire.gpu.u32 %0, [%1];"
                      : "=r"(now)
-                     : "l"(__cvta_generic_to_global(memory_))
+                     : "l"(__cvta_generic_to_global(arrivals))
                      : "memory");
       }
     }
     __syncthreads();
   }
 
- private:
   unsigned char* memory_ = nullptr;
 };
 
