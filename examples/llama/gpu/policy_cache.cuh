@@ -277,6 +277,8 @@ class policy_cache final : public device_cache<T> {
     args.key_norms = part_of(key_norms_, layer);
     args.layer = layer;
     args.rebuilt = rebuilt;
+    // the kernel before turns q and k; only one that appends rebuilt tokens writes to the cache
+    args.overlaps = rebuilt_rows() == 0;
     auto const& books = ledger_.view();
     // one new token and at most 8 query heads per KV head: half of the kernels need not be compiled
     adore::gpu::attend_async<Channels, 8>(stream, args, books, policy_);

@@ -70,6 +70,7 @@ struct attend_plan {
   bool exchanges = false;                ///< ... and are no cluster, see `lane_exchange`
   int chunk_shift = 0, block_shift = 0;  ///< base 2 logarithms of `chunks` and `blocks`
   bool keeps_logits = false;
+  bool exports = false;              ///< the weights leave the kernel
   bool whole_tiles = true;           ///< the slots of a tile lie one behind the other
   bool has_positions = false;        ///< positions of a chunk are fetched, see `chunk_positions`
   bool positions_with_head = false;  ///< ... by `lane_head`
@@ -81,26 +82,43 @@ struct attend_plan {
   int arrivals = 0, parts = 0, chunk_parts = 0, chunk_peaks = 0, logits = 0, sums = 0, heads = 0,
       states = 0, positions = 0;
   int bytes = 0, states_bytes = 0, head_bytes = 0;
+  static constexpr bool one_query = false;  ///< per lane, whose rows a pass has room for
 };
+
+/// The same for most steps, a new token per row and lanes of one chunk, with what is then known when
+/// compiling: such a kernel has half the instructions, and each launch fetches them anew.
+struct short_plan : attend_plan {
+  static constexpr bool one_query = true;
+  static constexpr index_t chunks = 1, block_chunks = 1, blocks = 1;
+  static constexpr int chunk_shift = 0, block_shift = 0;
+  static constexpr bool exchanges = false, exports = false, whole_tiles = true;
+  static constexpr bool has_positions = true;
+};
+/// Whether a `short_plan` says the same.
+inline bool is_short(attend_plan const& plan, index_t queries) {
+  return queries == 1 && plan.chunks == 1 && plan.blocks == 1 && !plan.exports && plan.whole_tiles &&
+         plan.has_positions;
+}
 
 struct slot_range {
   index_t first, end;
 };
 /// Chunk number `chunk` of a lane whose first `extent` slots are in use: whole tiles.
-__device__ __forceinline__ slot_range chunk_of(index_t extent,
-                                               index_t chunk,
-                                               attend_plan const& plan) {
+template <class Plan>
+__device__ __forceinline__ slot_range chunk_of(index_t extent, index_t chunk, Plan const& plan) {
   index_t const tiles = (extent + tile_slots - 1) / tile_slots;
   index_t const each = ((tiles + plan.chunks - 1) >> plan.chunk_shift) * tile_slots;
   index_t const first = min(extent, chunk * each);
   return {first, min(extent, first + each)};
 }
 /// Which of the blocks that share a lane this one is.
-__device__ __forceinline__ unsigned block_rank(attend_plan const& plan) {
+template <class Plan>
+__device__ __forceinline__ unsigned block_rank(Plan const& plan) {
   return blockIdx.x & (static_cast<unsigned>(plan.blocks) - 1U);
 }
 /// A block's part of such a lane.
-__device__ __forceinline__ lane_share share_of(index_t extent, attend_plan const& plan) {
+template <class Plan>
+__device__ __forceinline__ lane_share share_of(index_t extent, Plan const& plan) {
   unsigned const rank = block_rank(plan);
   index_t const first = static_cast<index_t>(rank) * plan.block_chunks;
   return {rank,
@@ -179,7 +197,8 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   using state = slot_state_of<P>;
   bool const decides = args.decides && ledger.reach == scope::kv_head;
   bool const learns = observes_attention<P> && decides;
-  plan.keeps_logits = learns || args.weights != nullptr;
+  plan.exports = args.weights != nullptr;
+  plan.keeps_logits = learns || plan.exports;
   plan.whole_tiles = has_whole_tiles(args.keys) && has_whole_tiles(args.values);
   static_assert(std::is_empty_v<state> || sizeof(state) % 4 == 0,
                 "adore::gpu: a slot's state must have a multiple of 4 bytes");

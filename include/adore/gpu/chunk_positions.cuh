@@ -14,7 +14,7 @@ namespace adore::gpu::detail {
 
 /// The positions of the present chunk and of the next. Those of short lanes come with `lane_head`,
 /// those of very long chunks are read where they are.
-template <eviction_policy P>
+template <eviction_policy P, class Plan>
 class chunk_positions {
  public:
   /// Others see the barriers after the block's next one.
@@ -22,7 +22,7 @@ class chunk_positions {
   /// @param memory    [2] of `plan.chunk_slots` positions each
   /// @param arrivals  [2]
   __device__ __forceinline__ chunk_positions(ledger_view<P> const& ledger,
-                                             attend_plan const& plan,
+                                             Plan const& plan,
                                              shared_pointer memory,
                                              shared_pointer arrivals)
       : ledger_(ledger), plan_(plan), memory_(memory), arrivals_(arrivals) {
@@ -83,7 +83,7 @@ class chunk_positions {
   }
 
   ledger_view<P> const& ledger_;
-  attend_plan const& plan_;
+  Plan const& plan_;
   shared_pointer memory_, arrivals_;
   position_t const* stored_ = nullptr;  // of the present chunk
   index_t requested_ = -1;

@@ -9,6 +9,7 @@
 #include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/books_ahead.cuh"
 #include "adore/gpu/chunk_positions.cuh"
+#include "adore/gpu/dependent_launch.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/lane_attention.cuh"
 #include "adore/gpu/lane_decision.cuh"
@@ -32,15 +33,16 @@ namespace adore::gpu {
 namespace detail {
 
 /// Lanes of one layer, one after the other; up to `QueryRows` query rows at once.
-template <class T, int Channels, int QueryRows, class P, class View, class Guests>
+template <class T, int Channels, int QueryRows, class P, class View, class Guests, class Plan>
 __global__ void __launch_bounds__(
     attend_warps_per_multiprocessor<T, Channels, QueryRows>* warp_threads, 1)
     attend_kernel(__grid_constant__ attend_args<T, View, Guests> const args,
                   __grid_constant__ ledger_view<P> const ledger,
                   __grid_constant__ P const policy,
-                  __grid_constant__ attend_plan const plan) {
+                  __grid_constant__ Plan const plan) {
   extern __shared__ __align__(128) unsigned char dynamic[];
   __shared__ attend_shared<QueryRows> shared;
+  let_next_begin();
   auto const first_lane = static_cast<index_t>(blockIdx.x >> plan.block_shift);
   index_t const apart = plan.schedule.clusters;
   bool const decides = args.decides && ledger.reach == scope::kv_head;
@@ -54,23 +56,23 @@ __global__ void __launch_bounds__(
   auto const rebuilt_of = [&](index_t number) -> index_t {
     return rebuilt_counts == nullptr ? 0 : rebuilt_counts[plan.schedule.lane(number).row];
   };
-  tile_ring<T, Channels, P, View> ring(
+  tile_ring<T, Channels, P, View, Plan> ring(
       {ledger, args.keys, args.values, args.layer, rebuilt_counts, plan},
       first_lane,
       shared_address(dynamic),
       shared_address(dynamic) + static_cast<unsigned>(plan.arrivals));
   books.arrive();
-  chunk_positions<P> positions(ledger,
+  chunk_positions<P, Plan> positions(ledger,
                                plan,
                                shared_address(dynamic) + static_cast<unsigned>(plan.positions),
                                shared_address(shared.position_arrivals));
-  lane_head<T, Channels, P> fetched(plan,
+  lane_head<T, Channels, P, Plan> fetched(plan,
                                     ledger.max_new,
                                     shared_address(dynamic) + static_cast<unsigned>(plan.heads),
                                     shared_address(dynamic) + static_cast<unsigned>(plan.states),
                                     shared_address(dynamic) + static_cast<unsigned>(plan.positions),
                                     shared_address(shared.head_arrivals));
-  lane_attention<T, Channels, QueryRows, P, View, Guests> attention(
+  lane_attention<T, Channels, QueryRows, P, View, Guests, Plan> attention(
       args, ledger, policy, plan, dynamic, shared);
   // all blocks run before one looks into another
   if (plan.blocks > 1 && !plan.exchanges) meet_in_cluster();
@@ -84,6 +86,7 @@ __global__ void __launch_bounds__(
     lane_number const at = plan.schedule.lane(number);
     positions.request(ledger.lane(at.row, args.layer, at.head), chunk_of(extent, chunk, plan));
   };
+  wait_for_previous();  // K, V and the ledger it leaves alone; q, k and v may be its work
   index_t n = 0;
 #pragma unroll 1
   for (index_t number = first_lane; number < plan.schedule.lanes; number += apart, ++n) {
@@ -96,6 +99,7 @@ __global__ void __launch_bounds__(
       __syncthreads();
       continue;
     }
+    if constexpr (Plan::one_query) lane.books.row.count = 1;
     lane.lane = ledger.lane(lane.row, args.layer, lane.head);
     lane.token = lane.row * ledger.max_new;
     lane.share = share_of(lane.books.lane.extent, plan);
@@ -143,9 +147,54 @@ __global__ void __launch_bounds__(
   }
 }
 
+template <int Channels, int QueryRows, class Plan, class P, class T, class View, class Guests>
+void launch_planned(cudaStream_t stream,
+                    attend_args<T, View, Guests> args,
+                    ledger_view<P> const& ledger,
+                    P const& policy,
+                    Plan plan,
+                    int warps) {
+  index_t const lanes = plan.schedule.lanes;
+  auto* const kernel = attend_kernel<T, Channels, QueryRows, P, View, Guests, Plan>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes));
+  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchConfig_t config{};
+  config.blockDim = dim3(static_cast<unsigned>(warps * warp_threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(plan.bytes);
+  config.stream = stream;
+  config.attrs = attributes;
+  int fit = 0;
+  if (plan.blocks == 1 || plan.exchanges) {
+    // without the attribute blocks are spread over all multiprocessors, with it they fill one after
+    // the other
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &fit, kernel, warps * warp_threads, config.dynamicSmemBytes));
+    plan.schedule.clusters = evenly(lanes, std::max(index_t{1}, fit * multiprocessors() / plan.blocks));
+    attributes[0].id = cudaLaunchAttributeCooperative;  // all run at once
+    attributes[0].val.cooperative = 1;
+    if (plan.exchanges) config.numAttrs = 1;
+  } else {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = static_cast<unsigned>(plan.blocks);
+    attributes[0].val.clusterDim.y = 1;
+    attributes[0].val.clusterDim.z = 1;
+    config.numAttrs = 1;
+    if (plan.blocks > 8) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    }
+    config.gridDim = dim3(static_cast<unsigned>(lanes * plan.blocks));
+    check(cudaOccupancyMaxActiveClusters(&fit, kernel, &config));
+    plan.schedule.clusters = std::min(lanes, std::max(1, fit));
+  }
+  config.gridDim = dim3(static_cast<unsigned>(plan.schedule.clusters * plan.blocks));
+  if (args.overlaps && !plan.exchanges) attributes[config.numAttrs++] = may_overlap();
+  if (args.scale == 0.0F) args.scale = 1.0F / std::sqrt(static_cast<float>(Channels));
+  check(cudaLaunchKernelEx(&config, kernel, args, ledger, policy, plan));
+}
+
 template <int Channels, int QueryRows, class P, class T, class View, class Guests>
 void launch_attention(cudaStream_t stream,
-                      attend_args<T, View, Guests> args,
+                      attend_args<T, View, Guests> const& args,
                       ledger_view<P> const& ledger,
                       P const& policy) {
   index_t chunks = 1;
@@ -198,40 +247,13 @@ void launch_attention(cudaStream_t stream,
         " bytes of shared memory for the policy's weights, more than a block has; use fewer slots, "
         "or a policy that does not observe attention");
   }
-  auto* const kernel = attend_kernel<T, Channels, QueryRows, P, View, Guests>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes));
-  cudaLaunchAttribute attribute{};
-  cudaLaunchConfig_t config{};
-  config.blockDim = dim3(static_cast<unsigned>(warps * warp_threads));
-  config.dynamicSmemBytes = static_cast<std::size_t>(plan.bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  int fit = 0;
-  if (blocks == 1 || plan.exchanges) {
-    // without the attribute blocks are spread over all multiprocessors, with it they fill one after
-    // the other
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-        &fit, kernel, warps * warp_threads, config.dynamicSmemBytes));
-    plan.schedule.clusters = evenly(lanes, std::max(index_t{1}, fit * processors / blocks));
-    attribute.id = cudaLaunchAttributeCooperative;  // all run at once
-    attribute.val.cooperative = 1;
-    if (plan.exchanges) config.numAttrs = 1;
-  } else {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
-    attribute.val.clusterDim.y = 1;
-    attribute.val.clusterDim.z = 1;
-    config.numAttrs = 1;
-    if (blocks > 8) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  if constexpr (QueryRows == narrow_rows && !Guests::has_guests) {
+    if (is_short(plan, ledger.max_new)) {
+      launch_planned<Channels, QueryRows>(stream, args, ledger, policy, short_plan{plan}, warps);
+      return;
     }
-    config.gridDim = dim3(static_cast<unsigned>(lanes * blocks));
-    check(cudaOccupancyMaxActiveClusters(&fit, kernel, &config));
-    plan.schedule.clusters = std::min(lanes, std::max(1, fit));
   }
-  config.gridDim = dim3(static_cast<unsigned>(plan.schedule.clusters * blocks));
-  if (args.scale == 0.0F) args.scale = 1.0F / std::sqrt(static_cast<float>(Channels));
-  check(cudaLaunchKernelEx(&config, kernel, args, ledger, policy, plan));
+  launch_planned<Channels, QueryRows>(stream, args, ledger, policy, plan, warps);
 }
 
 }  // namespace detail

@@ -28,11 +28,11 @@ namespace adore::gpu::detail {
 /// every n-th tile of a chunk relative to what its scores began with; then the warps are merged,
 /// then the chunks. In a lane of one chunk and one pass threads meet once for the former and once
 /// after the decision.
-template <class T, int Channels, int QueryRows, class P, class View, class Guests>
+template <class T, int Channels, int QueryRows, class P, class View, class Guests, class Plan>
 class lane_attention {
  public:
-  using ring_type = tile_ring<T, Channels, P, View>;
-  using head_type = lane_head<T, Channels, P>;
+  using ring_type = tile_ring<T, Channels, P, View, Plan>;
+  using head_type = lane_head<T, Channels, P, Plan>;
   static constexpr bool narrow = QueryRows == narrow_rows;
   static constexpr int tiles = narrow ? 1 : QueryRows / tile_queries;
   using queries_type =
@@ -44,7 +44,7 @@ class lane_attention {
   __device__ __forceinline__ lane_attention(attend_args<T, View, Guests> const& args,
                                             ledger_view<P> const& ledger,
                                             P const& policy,
-                                            attend_plan const& plan,
+                                            Plan const& plan,
                                             unsigned char* dynamic,
                                             attend_shared<QueryRows>& shared)
       : args_(args),
@@ -63,7 +63,7 @@ class lane_attention {
                                          index_t pass,
                                          index_t chunk,
                                          head_type const& fetched,
-                                         chunk_positions<P> const& positions,
+                                         chunk_positions<P, Plan> const& positions,
                                          ring_type& ring) {
     int const warp = warp_in_block();
     int const g = lane_in_warp() / 4;
@@ -268,7 +268,7 @@ class lane_attention {
   /// The lane's step ends: see `decide_lane`.
   __device__ __forceinline__ void decide(lane_of_step const& of,
                                          head_type const& fetched,
-                                         chunk_positions<P> const& positions) {
+                                         chunk_positions<P, Plan> const& positions) {
     index_t const first = of.share.first;
     decide_lane<4>(
         ledger_,
@@ -317,13 +317,13 @@ class lane_attention {
     }
   }
 
-  __device__ __forceinline__ lane_rows<T, View, Guests> const& rows() const {
+  __device__ __forceinline__ lane_rows<T, View, Guests, Plan> const& rows() const {
     return rows_;
   }
-  __device__ __forceinline__ lane_softmax<T, Channels, QueryRows, View, Guests>& softmax() {
+  __device__ __forceinline__ lane_softmax<T, Channels, QueryRows, View, Guests, Plan>& softmax() {
     return softmax_;
   }
-  __device__ __forceinline__ lane_weights<QueryRows, P, T, View, Guests>& weights() {
+  __device__ __forceinline__ lane_weights<QueryRows, P, T, View, Guests, Plan>& weights() {
     return weights_;
   }
 
@@ -331,11 +331,11 @@ class lane_attention {
   attend_args<T, View, Guests> const& args_;
   ledger_view<P> const& ledger_;
   P const& policy_;
-  attend_plan const& plan_;
+  Plan const& plan_;
   attend_shared<QueryRows>& shared_;
-  lane_rows<T, View, Guests> rows_;
-  lane_softmax<T, Channels, QueryRows, View, Guests> softmax_;
-  lane_weights<QueryRows, P, T, View, Guests> weights_;
+  lane_rows<T, View, Guests, Plan> rows_;
+  lane_softmax<T, Channels, QueryRows, View, Guests, Plan> softmax_;
+  lane_weights<QueryRows, P, T, View, Guests, Plan> weights_;
 };
 
 }  // namespace adore::gpu::detail

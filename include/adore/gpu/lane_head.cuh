@@ -18,7 +18,7 @@ namespace adore::gpu::detail {
 /// share, and if it is short the positions, which `chunk_positions` reads. There are two buffers,
 /// one of them for the next lane; but states of long lanes have only one, and come while the lane
 /// is attended.
-template <class T, int Channels, class P>
+template <class T, int Channels, class P, class Plan>
 class lane_head {
  public:
   static constexpr int row_bytes = row_cut<T, Channels>::bytes;
@@ -27,7 +27,7 @@ class lane_head {
   /// @param states    [1 or 2] of `plan.states_bytes` each
   /// @param positions  [2] as `chunk_positions` has them
   /// @param arrivals  [3], the last for states that come alone
-  __device__ __forceinline__ lane_head(attend_plan const& plan,
+  __device__ __forceinline__ lane_head(Plan const& plan,
                                        index_t max_new,
                                        shared_pointer heads,
                                        shared_pointer states,
@@ -179,7 +179,7 @@ class lane_head {
     copy_bulk(to, ledger.states_of(lane) + share.first, bytes, bar, read_once_hint());
   }
 
-  attend_plan const& plan_;
+  Plan const& plan_;
   shared_pointer heads_, states_, positions_, arrivals_;
   index_t max_new_, requested_ = -1;
   unsigned which_ = 1, parities_ = 0;

@@ -25,22 +25,24 @@ struct lane_of_step {
 
 /// Query rows are numbered (query, member of the group); first the new tokens', then the rebuilt
 /// ones'. A pass takes `plan.rows` of them.
-template <class T, class View, class Guests>
+template <class T, class View, class Guests, class Plan>
 class lane_rows {
  public:
   __device__ __forceinline__ lane_rows(attend_args<T, View, Guests> const& args,
-                                       attend_plan const& plan)
+                                       Plan const& plan)
       : args_(args), plan_(plan) {}
 
   __device__ __forceinline__ index_t passes(lane_of_step const& of) const {
+    if constexpr (Plan::one_query) return 1;
     return plan_.by_rows.quotient(of.queries() * plan_.group + plan_.rows - 1);
   }
   __device__ __forceinline__ index_t rows(lane_of_step const& of, index_t pass) const {
+    if constexpr (Plan::one_query) return plan_.rows;
     return min(plan_.rows, of.queries() * plan_.group - pass * plan_.rows);
   }
   /// Of a lane's query row: the query, and the head that it is of.
   __device__ __forceinline__ index_t query_of(index_t r) const {
-    return plan_.by_group.quotient(r);
+    return Plan::one_query ? 0 : plan_.by_group.quotient(r);
   }
   __device__ __forceinline__ index_t head_of(lane_of_step const& of, index_t r) const {
     return of.head * plan_.group + r - query_of(r) * plan_.group;
@@ -79,7 +81,7 @@ class lane_rows {
 
  private:
   attend_args<T, View, Guests> const& args_;
-  attend_plan const& plan_;
+  Plan const& plan_;
 };
 
 }  // namespace adore::gpu::detail

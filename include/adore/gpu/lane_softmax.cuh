@@ -14,11 +14,11 @@
 
 namespace adore::gpu::detail {
 
-template <class T, int Channels, int QueryRows, class View, class Guests>
+template <class T, int Channels, int QueryRows, class View, class Guests, class Plan>
 class lane_softmax {
  public:
   __device__ __forceinline__ lane_softmax(attend_args<T, View, Guests> const& args,
-                                          attend_plan const& plan,
+                                          Plan const& plan,
                                           unsigned char* dynamic,
                                           attend_shared<QueryRows>& shared)
       : args_(args),
@@ -190,8 +190,8 @@ class lane_softmax {
   }
 
   attend_args<T, View, Guests> const& args_;
-  attend_plan const& plan_;
-  lane_rows<T, View, Guests> rows_;
+  Plan const& plan_;
+  lane_rows<T, View, Guests, Plan> rows_;
   attend_shared<QueryRows>& shared_;
   float* parts_;         // [warp, row, channel]
   float* chunk_parts_;   // [chunk, row, channel], where there are several and no exchange

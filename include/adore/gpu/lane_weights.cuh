@@ -14,13 +14,13 @@
 
 namespace adore::gpu::detail {
 
-template <int QueryRows, class P, class T, class View, class Guests>
+template <int QueryRows, class P, class T, class View, class Guests, class Plan>
 class lane_weights {
  public:
   __device__ __forceinline__ lane_weights(attend_args<T, View, Guests> const& args,
                                           ledger_view<P> const& ledger,
                                           P const& policy,
-                                          attend_plan const& plan,
+                                          Plan const& plan,
                                           unsigned char* dynamic,
                                           attend_shared<QueryRows> const& shared)
       : args_(args),
@@ -45,7 +45,7 @@ class lane_weights {
     // those of new tokens
     index_t const queries_here =
         min(rows_.query_of(rows_.rows(of, pass)), of.count() - first_query);
-    if (args_.weights != nullptr) {
+    if (plan_.exports) {
       // the last block also clears what lies behind the slots in use
       index_t const end = share.rank + 1 == share.blocks ? ledger_.stride : share.end;
       for (index_t j = 0; j < queries_here; ++j) {
@@ -145,8 +145,8 @@ class lane_weights {
   attend_args<T, View, Guests> const& args_;
   ledger_view<P> const& ledger_;
   P const& policy_;
-  attend_plan const& plan_;
-  lane_rows<T, View, Guests> rows_;
+  Plan const& plan_;
+  lane_rows<T, View, Guests, Plan> rows_;
   attend_shared<QueryRows> const& shared_;
   float* logits_;  // [row, slot]
   float* sums_;    // [slot], where there are several passes

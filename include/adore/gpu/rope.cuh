@@ -2,6 +2,7 @@
 // Rotary position embedding on the device, in both pair layouts, exact for large positions.
 #pragma once
 
+#include "adore/gpu/dependent_launch.cuh"
 #include "adore/gpu/device_buffer.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/kv_rows.cuh"
@@ -135,6 +136,7 @@ __global__ void __launch_bounds__(512) rotate_kernel(rope_view const rope,
                                                      Positions const positions,
                                                      token_view<T> const q,
                                                      token_view<T> const k) {
+  let_next_begin();
   auto const token = static_cast<index_t>(blockIdx.x);
   position_t const position = positions(token);
   if (position < 0) return;

@@ -18,7 +18,7 @@ namespace adore::gpu::detail {
 /// A warp's ring. A tile comes in two halves, K then V, so that a place is filled anew while the
 /// other half is being worked on. The order of tiles is the warp's first, its next, ... of each
 /// chunk, as often as there are passes, lane after lane; who consumes them keeps to the same order.
-template <class T, int Channels, class P, class View>
+template <class T, int Channels, class P, class View, class Plan>
 class tile_ring {
  public:
   static constexpr int row_bytes = row_cut<T, Channels>::bytes;
@@ -31,7 +31,7 @@ class tile_ring {
     View const& values;
     index_t layer;
     index_t const* rebuilt;  // [row] queries beside those of new tokens; nullptr: none
-    attend_plan const& plan;
+    Plan const& plan;
   };
 
   /// @param memory    [warp, stage] `half_bytes` each
@@ -94,7 +94,9 @@ class tile_ring {
     for (; number_ < from_.plan.schedule.lanes; number_ += from_.plan.schedule.clusters) {
       extent_ = __shfl_sync(whole_warp, coming_extent_, 0);
       index_t const queries = __shfl_sync(whole_warp, coming_queries_, 0);
-      passes_left_ = from_.plan.by_rows.quotient(queries * from_.plan.group + from_.plan.rows - 1);
+      passes_left_ = Plan::one_query ? queries
+                                     : from_.plan.by_rows.quotient(
+                                           queries * from_.plan.group + from_.plan.rows - 1);
       look_ahead(number_ + from_.plan.schedule.clusters);
       if (passes_left_ > 0 && begin_pass()) return;
     }
