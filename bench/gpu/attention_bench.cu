@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention with a policy inside, against the same kernel without one, and against reading
-// or copying the same bytes. bf16, 128 channels.
+// or copying the same bytes; one attention after the other, and each behind a matrix product, as in
+// a model. bf16, 128 channels.
 #include "attention_shapes.cuh"
 #include "full_cache.cuh"
+#include "products.cuh"
 #include "timing.cuh"
 #include <adore/gpu/decide.cuh>
 #include <adore/gpu/decode_attention.cuh>
@@ -14,6 +16,7 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace adore::bench {
@@ -21,8 +24,11 @@ namespace {
 
 enum class extra { none, no_decision, weights, layer_scope };
 
+enum class before { attention, product };
+
 template <class P>
-void attention(benchmark::State& state, shape s, P policy, extra also) {
+void attention(
+    benchmark::State& state, shape s, P policy, extra also, before what = before::attention) {
   index_t const layers = s.layers();
   auto const keys = random_buffer(s.layer_elements() * static_cast<std::size_t>(layers), 1.0F, 1);
   auto const values = random_buffer(s.layer_elements() * static_cast<std::size_t>(layers), 1.0F, 2);
@@ -36,8 +42,11 @@ void attention(benchmark::State& state, shape s, P policy, extra also) {
   fill(books);
   gpu::device_buffer<float> weights(static_cast<std::size_t>(s.sequences * s.kv_heads) *
                                     static_cast<std::size_t>(books.view().stride));
+  std::optional<products> between;
+  if (what == before::product) between.emplace(s.sequences);
   time_graph(state, static_cast<int>(layers), [&](cudaStream_t stream) {
     for (index_t layer = 0; layer < layers; ++layer) {
+      if (between) between->multiply_async(stream, layer);
       auto const at = static_cast<std::size_t>(layer) * s.layer_elements();
       gpu::attend_args<element, kv_view<element>> args{
           .q = {q.data(), s.sequences, s.heads, channels},
@@ -54,7 +63,8 @@ void attention(benchmark::State& state, shape s, P policy, extra also) {
           .weights =
               also == extra::weights || also == extra::layer_scope ? weights.data() : nullptr,
           .layer = layer,
-          .decides = also != extra::no_decision};
+          .decides = also != extra::no_decision,
+          .overlaps = true};
       gpu::attend_async<channels>(stream, args, books.view(), policy);
       if (also == extra::layer_scope) {
         gpu::decide_async(stream, books.view(), policy, layer, {.weights = weights.data()});
@@ -62,7 +72,15 @@ void attention(benchmark::State& state, shape s, P policy, extra also) {
     }
     if (also != extra::no_decision) gpu::advance_async(stream, books.view());
   });
-  report_rate(state, s);
+  if (!between) report_rate(state, s);
+}
+
+/// What to take off the times of attention behind products.
+void multiplying(benchmark::State& state, shape s) {
+  products between(s.sequences);
+  time_graph(state, static_cast<int>(s.layers()), [&](cudaStream_t stream) {
+    for (index_t layer = 0; layer < s.layers(); ++layer) between.multiply_async(stream, layer);
+  });
 }
 
 __global__ void __launch_bounds__(512)
@@ -134,6 +152,16 @@ int main(int argc, char** argv) {
         [s, heavy](benchmark::State& state) { attention(state, s, heavy, extra::weights); });
     add("h2o, scope layer/" + s.name(),
         [s, heavy](benchmark::State& state) { attention(state, s, heavy, extra::layer_scope); });
+    add("product/" + s.name(), [s](benchmark::State& state) { multiplying(state, s); });
+    add("product, keep_all/" + s.name(), [s](benchmark::State& state) {
+      attention(state, s, keep_all{}, extra::no_decision, before::product);
+    });
+    add("product, sliding_window/" + s.name(), [s](benchmark::State& state) {
+      attention(state, s, sliding_window{.size = s.slots - 1}, extra::none, before::product);
+    });
+    add("product, h2o/" + s.name(), [s, heavy](benchmark::State& state) {
+      attention(state, s, heavy, extra::none, before::product);
+    });
   }
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();

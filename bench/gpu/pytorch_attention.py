@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch's attention without weights, by each of its backends, and its plain way to do H2O, at the
 shapes of attention_bench: microseconds per layer inside a CUDA graph, medians, buffers rotated past
-L2. Usage: pytorch_attention.py [rows x heads/kv_heads x slots]..."""
+L2; one after the other, and each behind a matrix product as in bench/gpu/products.cuh. Usage: pytorch_attention.py [rows x heads/kv_heads x slots]..."""
 import statistics
 import sys
 
@@ -67,22 +67,35 @@ def measure(name):
     ways = [("", q, heads != kv_heads)]
     if heads != kv_heads:
         ways.append(("-rows", group_as_rows, False))
-    best = None
+    x = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
+    projections = [torch.randn(3 * 4096, 4096, device="cuda", dtype=torch.bfloat16)
+                   for _ in range(6)]
+
+    def multiply():
+        for layer in range(layers):
+            F.linear(x, projections[layer % 6])
+    product = median_us(multiply, layers)
+    best = best_behind = None
     for backend, enum in BACKENDS.items():
         for suffix, queries, gqa in ways:
-            def attend():
+            def attend(behind=False):
                 with sdpa_kernel(enum):
-                    for k, v in kv:
+                    for layer, (k, v) in enumerate(kv):
+                        if behind:
+                            F.linear(x, projections[layer % 6])
                         F.scaled_dot_product_attention(queries, k, v, enable_gqa=gqa)
             try:
                 us = median_us(attend, layers)
+                behind = median_us(lambda: attend(behind=True), layers) - product
             except RuntimeError as error:
                 torch.cuda.synchronize()
                 print(f"sdpa-{backend}{suffix},{name},-,{str(error).splitlines()[0][:60]}")
                 continue
             best = us if best is None else min(best, us)
+            best_behind = behind if best_behind is None else min(best_behind, behind)
             print(f"sdpa-{backend}{suffix},{name},{us:.2f},{layer_bytes / us * 1e-6:.2f} TB/s")
     print(f"sdpa-fastest,{name},{best:.2f}")
+    print(f"sdpa-behind-product,{name},{best_behind:.2f}")
     if rows > 1 and slots <= 1024:
         masses = [torch.rand(rows, kv_heads, slots, device="cuda") for _ in range(layers)]
         def plain_h2o():

@@ -45,6 +45,15 @@ def markdown(times, stages):
         cells = [f"{times[name][shape]:.1f}" if shape in times[name] else "–" for name in columns]
         cells += [f"{ratio:.3f}" if ratio else "–" for ratio in ratios]
         lines.append(f"| {shape} | " + " | ".join(cells) + " |")
+    lines += ["", "The same behind a matrix product, whose own time is taken off.", ""]
+    behind = ["sdpa", "keep_all", "sliding_window", "h2o"]
+    lines += ["| shape | " + " | ".join(behind) + " | h2o / keep_all |",
+              "|---" * (len(behind) + 2) + "|"]
+    for shape, product in times["product"].items():
+        us = [times.get("sdpa-behind-product", {}).get(shape)]
+        us += [times[f"product, {name}"][shape] - product for name in behind[1:]]
+        cells = [f"{x:.1f}" if x is not None else "–" for x in us]
+        lines.append(f"| {shape} | " + " | ".join(cells) + f" | {us[3] / us[1]:.3f} |")
     lines += ["", "| stage | shape | µs |", "|---|---|---|"]
     lines += [f"| {name} | {shape} | {us:.2f} |"
               for name, shapes in stages.items() for shape, us in shapes.items()]

@@ -4,6 +4,7 @@
 #include "support/attention_step.cuh"
 #include <adore/gpu/decide.cuh>
 #include <adore/gpu/decode_attention.cuh>
+#include <adore/gpu/rope.cuh>
 #include <adore/policies/h2o.hpp>
 #include <adore/policies/sliding_window.hpp>
 
@@ -268,6 +269,47 @@ TEST_CASE("a step captured into a graph replays like one that is launched each t
     CHECK(replayed[row].slot_states == eager[row].slot_states);
     auto const kept = eager[row].positions;
     CHECK(std::count_if(kept.begin(), kept.end(), [](position_t p) { return p >= 0; }) == 2 * 64);
+  }
+}
+
+TEST_CASE("attention that begins before queries and keys are turned puts out the same") {
+  using T = __nv_bfloat16;
+  constexpr int channels = 128;
+  attention_shape const shape{70, 4, 2, 150, 1};
+  index_t constexpr layers = 6;
+  h2o const policy{.heavy = 100, .recent = 40};
+  gpu::device_rope const rope(channels, 10'000.0, rope_pairs::halves);
+  auto const run = [&](bool overlaps) {
+    attention_case<T, channels> c(shape, 61);
+    gpu::device_ledger<h2o> books(
+        policy, {shape.rows, layers, shape.kv_heads, shape.slots, channels}, scope::kv_head);
+    for (index_t row = 0; row < shape.rows; ++row) books.open_async(nullptr, row);
+    gpu::device_buffer<T> outs(layers * c.out.size());
+    for (int step = 0; step < 150; ++step) {
+      for (index_t layer = 0; layer < layers; ++layer) {
+        auto args = c.args();
+        args.layer = layer;  // all in the same store, which rotation does not write to
+        args.overlaps = overlaps;
+        args.out.data = outs.data() + static_cast<std::size_t>(layer) * c.out.size();
+        gpu::rotate_async(nullptr,
+                          rope.view(),
+                          gpu::step_positions(books.view()),
+                          token_view<T>{c.q_on_device.data(), shape.rows, 8, channels},
+                          token_view<T>{c.k_on_device.data(), shape.rows, 4, channels});
+        gpu::attend_async<channels>(nullptr, args, books.view(), policy);
+      }
+      gpu::advance_async(nullptr, books.view());
+    }
+    std::vector<row_snapshot> rows;
+    for (index_t row = 0; row < shape.rows; ++row) rows.push_back(books.snapshot(nullptr, row));
+    return std::pair{outs.to_host(nullptr), rows};
+  };
+  auto const [out, rows] = run(false);
+  auto const [early_out, early_rows] = run(true);
+  CHECK(std::memcmp(out.data(), early_out.data(), out.size() * sizeof(T)) == 0);
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    CHECK(rows[row].positions == early_rows[row].positions);
+    CHECK(rows[row].slot_states == early_rows[row].slot_states);
   }
 }
 

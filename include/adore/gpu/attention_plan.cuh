@@ -82,22 +82,21 @@ struct attend_plan {
   int arrivals = 0, parts = 0, chunk_parts = 0, chunk_peaks = 0, logits = 0, sums = 0, heads = 0,
       states = 0, positions = 0;
   int bytes = 0, states_bytes = 0, head_bytes = 0;
-  static constexpr bool one_query = false;  ///< per lane, whose rows a pass has room for
+  static constexpr bool one_query = false;  ///< of each lane, all rows in one pass
 };
 
-/// The same for most steps, a new token per row and lanes of one chunk, with what is then known when
-/// compiling: such a kernel has half the instructions, and each launch fetches them anew.
-struct short_plan : attend_plan {
+/// The same for most steps, with a new token per row and slots that lie one behind the other: what
+/// is known when compiling leaves a kernel of half the instructions, which each launch fetches
+/// anew.
+struct one_query_plan : attend_plan {
   static constexpr bool one_query = true;
-  static constexpr index_t chunks = 1, block_chunks = 1, blocks = 1;
-  static constexpr int chunk_shift = 0, block_shift = 0;
-  static constexpr bool exchanges = false, exports = false, whole_tiles = true;
-  static constexpr bool has_positions = true;
+  static constexpr bool exports = false, whole_tiles = true, has_positions = true;
 };
-/// Whether a `short_plan` says the same.
-inline bool is_short(attend_plan const& plan, index_t queries) {
-  return queries == 1 && plan.chunks == 1 && plan.blocks == 1 && !plan.exports && plan.whole_tiles &&
-         plan.has_positions;
+/// Whether a `one_query_plan` says the same.
+///
+/// @param queries  of a lane
+inline bool has_one_query(attend_plan const& plan, index_t queries) {
+  return queries == 1 && !plan.exports && plan.whole_tiles && plan.has_positions;
 }
 
 struct slot_range {

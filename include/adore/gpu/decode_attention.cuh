@@ -62,16 +62,18 @@ __global__ void __launch_bounds__(
       shared_address(dynamic),
       shared_address(dynamic) + static_cast<unsigned>(plan.arrivals));
   books.arrive();
-  chunk_positions<P, Plan> positions(ledger,
-                               plan,
-                               shared_address(dynamic) + static_cast<unsigned>(plan.positions),
-                               shared_address(shared.position_arrivals));
-  lane_head<T, Channels, P, Plan> fetched(plan,
-                                    ledger.max_new,
-                                    shared_address(dynamic) + static_cast<unsigned>(plan.heads),
-                                    shared_address(dynamic) + static_cast<unsigned>(plan.states),
-                                    shared_address(dynamic) + static_cast<unsigned>(plan.positions),
-                                    shared_address(shared.head_arrivals));
+  chunk_positions<P, Plan> positions(
+      ledger,
+      plan,
+      shared_address(dynamic) + static_cast<unsigned>(plan.positions),
+      shared_address(shared.position_arrivals));
+  lane_head<T, Channels, P, Plan> fetched(
+      plan,
+      ledger.max_new,
+      shared_address(dynamic) + static_cast<unsigned>(plan.heads),
+      shared_address(dynamic) + static_cast<unsigned>(plan.states),
+      shared_address(dynamic) + static_cast<unsigned>(plan.positions),
+      shared_address(shared.head_arrivals));
   lane_attention<T, Channels, QueryRows, P, View, Guests, Plan> attention(
       args, ledger, policy, plan, dynamic, shared);
   // all blocks run before one looks into another
@@ -169,7 +171,8 @@ void launch_planned(cudaStream_t stream,
     // the other
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
         &fit, kernel, warps * warp_threads, config.dynamicSmemBytes));
-    plan.schedule.clusters = evenly(lanes, std::max(index_t{1}, fit * multiprocessors() / plan.blocks));
+    plan.schedule.clusters =
+        evenly(lanes, std::max(index_t{1}, fit * multiprocessors() / plan.blocks));
     attributes[0].id = cudaLaunchAttributeCooperative;  // all run at once
     attributes[0].val.cooperative = 1;
     if (plan.exchanges) config.numAttrs = 1;
@@ -247,9 +250,10 @@ void launch_attention(cudaStream_t stream,
         " bytes of shared memory for the policy's weights, more than a block has; use fewer slots, "
         "or a policy that does not observe attention");
   }
-  if constexpr (QueryRows == narrow_rows && !Guests::has_guests) {
-    if (is_short(plan, ledger.max_new)) {
-      launch_planned<Channels, QueryRows>(stream, args, ledger, policy, short_plan{plan}, warps);
+  if constexpr (QueryRows <= tile_queries && !Guests::has_guests) {
+    if (has_one_query(plan, ledger.max_new)) {
+      launch_planned<Channels, QueryRows>(
+          stream, args, ledger, policy, one_query_plan{plan}, warps);
       return;
     }
   }

@@ -289,7 +289,7 @@ class lane_attention {
             return neighbours<slot_state_of<P>, 4>{};
           } else {
             return plan_.has_states ? fetched.four_states(slot - first)
-                                    : neighbours_at<4>(ledger_.states_of(of.lane) + slot);
+                                    : passing_neighbours_at<4>(ledger_.states_of(of.lane) + slot);
           }
         },
         [&](index_t slot) { return weights_.observed(of, slot - first); },

@@ -129,10 +129,13 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
           if constexpr (observes_attention<P>) {
             policy.observe(state, shown_slot(policy, p, state), view, weights.of[i], accepted);
           }
-          if (observes_attention<P> || fresh) ledger.states_of(lane)[s] = state;
+          if (!observes_attention<P> && fresh) ledger.states_of(lane)[s] = state;
         }
         keyed_slot const candidate = end.key_of(s, p, state);
         if (candidate.key < lowest.key) lowest = candidate;
+      }
+      if constexpr (has_state && observes_attention<P>) {
+        put_passing_neighbours(ledger.states_of(lane) + first, states);
       }
     }
     lowest = detail::smallest_in_lane(lowest, share, shared, turn);

@@ -28,8 +28,7 @@ struct lane_of_step {
 template <class T, class View, class Guests, class Plan>
 class lane_rows {
  public:
-  __device__ __forceinline__ lane_rows(attend_args<T, View, Guests> const& args,
-                                       Plan const& plan)
+  __device__ __forceinline__ lane_rows(attend_args<T, View, Guests> const& args, Plan const& plan)
       : args_(args), plan_(plan) {}
 
   __device__ __forceinline__ index_t passes(lane_of_step const& of) const {

@@ -52,6 +52,30 @@ __device__ __forceinline__ void sync_lane(lane_share const& share) {
   }
 }
 
+/// The smallest of what the blocks that share a lane have found; all their threads call and learn
+/// it. Not inlined: few launches share lanes, and it is called in many places.
+///
+/// @param of_block  [block] in this block's shared memory
+inline __device__ __noinline__ keyed_slot smallest_of_blocks(keyed_slot best,
+                                                             unsigned rank,
+                                                             unsigned blocks,
+                                                             lane_exchange exchange,
+                                                             unsigned turn,
+                                                             keyed_slot* of_block) {
+  if (exchange.there()) {
+    keyed_slot* const found = exchange.lowest(turn);
+    if (threadIdx.x == 0) found[rank] = best;
+    exchange.meet();
+    return smallest_in_warp(found[lane_in_warp() % lane_exchange::blocks]);
+  }
+  // told to all, since who asks another block waits for the answer
+  if (threadIdx.x < blocks) *shared_of(&of_block[rank], threadIdx.x) = best;
+  sync_cluster();
+  best = {no_key, -1};
+  if (static_cast<unsigned>(lane_in_warp()) < blocks) best = of_block[lane_in_warp()];
+  return smallest_in_warp(best);
+}
+
 /// The smallest key of all threads that end the lane; all of them call and learn it.
 ///
 /// @param turn  0 or 1, flipped by each call
@@ -65,28 +89,14 @@ __device__ __forceinline__ keyed_slot smallest_in_lane(keyed_slot own,
     __syncwarp();  // what the others wrote before is visible, as after a barrier
     return best;
   }
-  int const warps = warps_in_block();
   if (lane_in_warp() == 0) shared.of_warp[turn][warp_in_block()] = best;
   __syncthreads();
-  best = shared.of_warp[turn][0];
-  for (int w = 1; w < warps; ++w) {
-    if (shared.of_warp[turn][w].key < best.key) best = shared.of_warp[turn][w];
-  }
-  if (share.exchange.there()) {
-    keyed_slot* const of_block = share.exchange.lowest(turn);
-    if (threadIdx.x == 0) of_block[share.rank] = best;
-    share.exchange.meet();
-    best = smallest_in_warp(of_block[lane_in_warp() % lane_exchange::blocks]);
-  } else if (share.blocks > 1) {
-    // told to all, since who asks another block waits for the answer
-    if (threadIdx.x < share.blocks) {
-      *shared_of(&shared.of_block[turn][share.rank], threadIdx.x) = best;
-    }
-    sync_cluster();
-    for (unsigned b = 0; b < share.blocks; ++b) {
-      keyed_slot const other = shared.of_block[turn][b];
-      if (other.key < best.key) best = other;
-    }
+  best = {no_key, -1};
+  if (lane_in_warp() < warps_in_block()) best = shared.of_warp[turn][lane_in_warp()];
+  best = smallest_in_warp(best);
+  if (share.blocks > 1) {
+    best = smallest_of_blocks(
+        best, share.rank, share.blocks, share.exchange, turn, shared.of_block[turn]);
   }
   turn ^= 1U;
   return best;

@@ -94,9 +94,10 @@ class tile_ring {
     for (; number_ < from_.plan.schedule.lanes; number_ += from_.plan.schedule.clusters) {
       extent_ = __shfl_sync(whole_warp, coming_extent_, 0);
       index_t const queries = __shfl_sync(whole_warp, coming_queries_, 0);
-      passes_left_ = Plan::one_query ? queries
-                                     : from_.plan.by_rows.quotient(
-                                           queries * from_.plan.group + from_.plan.rows - 1);
+      passes_left_ =
+          Plan::one_query
+              ? queries
+              : from_.plan.by_rows.quotient(queries * from_.plan.group + from_.plan.rows - 1);
       look_ahead(number_ + from_.plan.schedule.clusters);
       if (passes_left_ > 0 && begin_pass()) return;
     }

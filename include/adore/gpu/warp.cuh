@@ -181,6 +181,25 @@ __device__ __forceinline__ neighbours<T, N> neighbours_at(T const* first) {
   });
 }
 
+/// The same of what is needed once per step, like K and V: it should leave L2 first.
+template <int N, class T>
+__device__ __forceinline__ neighbours<T, N> passing_neighbours_at(T const* first) {
+  return load_neighbours<N, T>([&](unsigned at) {
+    return __ldcs(reinterpret_cast<std::conditional_t<N == 2, uint2, uint4> const*>(
+        reinterpret_cast<char const*>(first) + at));
+  });
+}
+/// Writes such neighbours.
+template <int N, class T>
+__device__ __forceinline__ void put_passing_neighbours(T* first, neighbours<T, N> const& all) {
+  static_assert((N == 2 || N == 4) && sizeof(T) % 4 == 0);
+  using word = std::conditional_t<N == 2, uint2, uint4>;
+  word words[sizeof(T) / 4];
+  __builtin_memcpy(&words, &all, sizeof(all));
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T) / 4; ++i) __stcs(reinterpret_cast<word*>(first) + i, words[i]);
+}
+
 /// A key and the slot that it belongs to. The smallest key of a lane is released first.
 struct keyed_slot {
   std::uint64_t key;
