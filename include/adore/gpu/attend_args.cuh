@@ -55,8 +55,9 @@ struct attend_args {
   /// Scope kv_head: decide in this launch that all new tokens stay. Otherwise nothing changes in
   /// the ledger, and `decide_async` follows.
   bool decides = true;
-  /// Begins to read K, V and the ledger while the kernel before it in the stream still runs; that
-  /// one must write to none of them, and let others begin (`rotate_async` and `attend_async` do).
+  /// Begins to read this layer's K, V and lanes while the kernel before it in the stream still
+  /// runs; that one must not write to them, nor to the ledger's rows, and lets others begin
+  /// (`rotate_async`, and `attend_async` and `decide_async` of another layer do).
   bool overlaps = false;
   Guests rebuilt{};
 };

@@ -34,8 +34,9 @@ inline constexpr int attend_warps_at_most = 8;
 inline constexpr index_t attend_stages_at_most = 12;  // halves of tiles
 /// Shares of up to so many slots have all that is fetched of the next lane at once.
 inline constexpr index_t most_double_slots = 256;
-/// Larger ones read them from global memory, as rings are worth more.
-inline constexpr index_t most_fetched_slots = 1024;
+/// Up to so many at least their states, if there is room beside two halves of a tile per warp;
+/// others read them from global memory.
+inline constexpr index_t most_fetched_slots = 4096;
 /// The same of the positions of a chunk.
 inline constexpr index_t most_fetched_positions = 2048;
 
@@ -201,10 +202,11 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   plan.whole_tiles = has_whole_tiles(args.keys) && has_whole_tiles(args.values);
   static_assert(std::is_empty_v<state> || sizeof(state) % 4 == 0,
                 "adore::gpu: a slot's state must have a multiple of 4 bytes");
-  plan.has_states = decides && !std::is_empty_v<state> && plan.block_slots <= most_fetched_slots;
+  bool const has_use_of_states =
+      decides && !std::is_empty_v<state> && plan.block_slots <= most_fetched_slots;
   plan.positions_with_head = plan.block_slots <= most_double_slots;
-  plan.doubled = plan.has_states && plan.positions_with_head;
-  if (plan.has_states) plan.states_bytes = static_cast<int>(sizeof(state)) * plan.block_slots;
+  plan.doubled = has_use_of_states && plan.positions_with_head;
+  plan.states_bytes = static_cast<int>(sizeof(state)) * plan.block_slots;
   int const parts = floats(warps * plan.rows * channels);
   int const chunk_parts = chunks == 1 ? 0 : floats(plan.block_chunks * plan.rows * channels);
   int const chunk_peaks = chunks == 1 ? 0 : static_cast<int>(sizeof(float2)) * chunks * most_rows;
@@ -213,20 +215,27 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   int const row_bytes = channels * static_cast<int>(sizeof(T));
   plan.head_bytes = (plan.rows + 2 * ledger.max_new) * row_bytes;
   int const heads = 2 * plan.head_bytes;
-  int const states = (plan.doubled ? 2 : 1) * plan.states_bytes;
   plan.has_positions = plan.chunk_slots <= most_fetched_positions;
   int const positions = plan.has_positions ? 2 * floats(plan.chunk_slots) : 0;
   int const half_bytes = tile_slots * row_bytes;
   int const stage = warps * (half_bytes + arrival_bytes);
-  int const others = parts + chunk_parts + chunk_peaks + logits + sums + heads + states + positions;
-  int const of_block = 1024 + static_bytes;  // 1 KB is CUDA's own
+  int const others = 1024 + static_bytes + parts + chunk_parts + chunk_peaks + logits + sums +
+                     heads + positions;  // 1 KB is CUDA's own
   constexpr int of_multiprocessor = 228 * 1024;
-  auto const stages_with = [&](int n) {
-    return std::max(0, (std::min(of_multiprocessor / n, 227 * 1024) - of_block - others) / stage);
+  int states = plan.doubled ? 2 * plan.states_bytes : 0;
+  auto const stages = [&] {
+    int const room = std::min(of_multiprocessor / resident, 227 * 1024) - others - states;
+    return std::max(0, room / stage);
   };
-  while (resident > 1 && stages_with(resident) < 2) --resident;
+  while (resident > 1 && stages() < 2) --resident;
   plan.resident = resident;
-  plan.stages = std::min(stages_with(resident), attend_stages_at_most);
+  plan.has_states = plan.doubled;
+  if (has_use_of_states && !plan.doubled) {
+    states = plan.states_bytes;
+    plan.has_states = stages() >= 2;
+    if (!plan.has_states) states = 0;
+  }
+  plan.stages = std::min<index_t>(stages(), attend_stages_at_most);
   plan.arrivals = plan.stages * warps * half_bytes;
   plan.parts = (plan.arrivals + warps * plan.stages * arrival_bytes + 15) / 16 * 16;
   plan.chunk_parts = plan.parts + parts;

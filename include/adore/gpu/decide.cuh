@@ -4,6 +4,7 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/gpu/dependent_launch.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/ledger_view.cuh"
@@ -98,6 +99,7 @@ __global__ void __launch_bounds__(decide_threads)
                   __grid_constant__ decide_args const args) {
   constexpr int together = OneWarp ? 4 : 2;  // slots that a thread looks at
   __shared__ decision_scratch<decide_warps> shared;
+  let_next_begin();
   auto const row = static_cast<index_t>(blockIdx.y);
   auto lane_head = static_cast<index_t>(blockIdx.x);
   if constexpr (OneWarp) {

@@ -44,7 +44,7 @@ class lane_weights {
     index_t const first_query = rows_.query_of(pass * plan_.rows);
     // those of new tokens
     index_t const queries_here =
-        min(rows_.query_of(rows_.rows(of, pass)), of.count() - first_query);
+        Plan::one_query ? 1 : min(rows_.query_of(rows_.rows(of, pass)), of.count() - first_query);
     if (plan_.exports) {
       // the last block also clears what lies behind the slots in use
       index_t const end = share.rank + 1 == share.blocks ? ledger_.stride : share.end;
