@@ -56,8 +56,8 @@ struct attend_args {
   /// the ledger, and `decide_async` follows.
   bool decides = true;
   /// Begins to read this layer's K, V and lanes while the kernel before it in the stream still
-  /// runs; that one must not write to them, nor to the ledger's rows, and lets others begin
-  /// (`rotate_async`, and `attend_async` and `decide_async` of another layer do).
+  /// runs; that one must not write to them, nor to the ledger's rows or `rebuilt.counts`, and lets
+  /// others begin (`rotate_async`, and `attend_async` and `decide_async` of another layer do).
   bool overlaps = false;
   Guests rebuilt{};
 };

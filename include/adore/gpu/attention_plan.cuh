@@ -87,8 +87,8 @@ struct attend_plan {
 };
 
 /// The same for most steps, with a new token per row and slots that lie one behind the other: what
-/// is known when compiling leaves a kernel of half the instructions, which each launch fetches
-/// anew.
+/// is known when compiling spares instructions, which between matrix products each launch fetches
+/// anew from memory.
 struct one_query_plan : attend_plan {
   static constexpr bool one_query = true;
   static constexpr bool exports = false, whole_tiles = true, has_positions = true;
@@ -219,8 +219,9 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   int const positions = plan.has_positions ? 2 * floats(plan.chunk_slots) : 0;
   int const half_bytes = tile_slots * row_bytes;
   int const stage = warps * (half_bytes + arrival_bytes);
-  int const others = 1024 + static_bytes + parts + chunk_parts + chunk_peaks + logits + sums +
-                     heads + positions;  // 1 KB is CUDA's own
+  constexpr int of_cuda = 1024;  // what it takes of each block's shared memory
+  int const others = of_cuda + static_bytes + parts + chunk_parts + chunk_peaks + logits + sums +
+                     heads + positions;
   constexpr int of_multiprocessor = 228 * 1024;
   int states = plan.doubled ? 2 * plan.states_bytes : 0;
   auto const stages = [&] {
