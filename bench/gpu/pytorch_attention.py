@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch's attention without weights, by each of its backends, and its plain way to do H2O, at the
 shapes of attention_bench: microseconds per layer inside a CUDA graph, medians, buffers rotated past
-L2; one after the other, and each behind a matrix product as in bench/gpu/products.cuh. Usage: pytorch_attention.py [rows x heads/kv_heads x slots]..."""
+L2; one after the other, and each behind a matrix product as in bench/gpu/products.cuh.
+Usage: pytorch_attention.py [rows x heads/kv_heads x slots]..."""
 import statistics
 import sys
 
