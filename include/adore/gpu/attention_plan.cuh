@@ -91,7 +91,7 @@ struct attend_plan {
 /// anew from memory.
 struct one_query_plan : attend_plan {
   static constexpr bool one_query = true;
-  static constexpr bool exports = false, whole_tiles = true, has_positions = true;
+  static constexpr bool whole_tiles = true, has_positions = true;
 };
 /// Whether a `one_query_plan` says the same.
 ///

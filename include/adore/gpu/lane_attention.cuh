@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attention of one lane by one block, or by the blocks of a cluster that share its slots.
+// The attention of one lane by one block, or by the blocks that share its slots.
 #pragma once
 
 #include "adore/concepts.hpp"
@@ -7,7 +7,6 @@
 #include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/chunk_positions.cuh"
 #include "adore/gpu/fragments.cuh"
-#include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/lane_head.cuh"
 #include "adore/gpu/lane_mask.cuh"
 #include "adore/gpu/lane_rows.cuh"
@@ -51,7 +50,6 @@ class lane_attention {
         ledger_(ledger),
         policy_(policy),
         plan_(plan),
-        shared_(shared),
         rows_(args, plan),
         softmax_(args, plan, dynamic, shared),
         weights_(args, ledger, policy, plan, dynamic, shared) {}
@@ -265,58 +263,6 @@ class lane_attention {
     }
   }
 
-  /// The lane's step ends: see `decide_lane`.
-  __device__ __forceinline__ void decide(lane_of_step const& of,
-                                         head_type const& fetched,
-                                         chunk_positions<P, Plan> const& positions) {
-    index_t const first = of.share.first;
-    decide_lane<4>(
-        ledger_,
-        policy_,
-        of.row,
-        args_.layer,
-        of.head,
-        of.books,
-        of.count(),
-        of.share,
-        [&](index_t slot) {
-          return plan_.block_chunks == 1
-                     ? positions.four(slot - first)
-                     : neighbours_at<4>(ledger_.positions + ledger_.cell(of.lane) + slot);
-        },
-        [&](index_t slot) {
-          if constexpr (std::is_empty_v<slot_state_of<P>>) {
-            return neighbours<slot_state_of<P>, 4>{};
-          } else {
-            return plan_.has_states ? fetched.four_states(slot - first)
-                                    : passing_neighbours_at<4>(ledger_.states_of(of.lane) + slot);
-          }
-        },
-        [&](index_t slot) { return weights_.observed(of, slot - first); },
-        [&](index_t j) { return shared_.norms[j]; },
-        shared_.decision);
-  }
-
-  /// Squared norms of the new keys, for policies that score keys.
-  __device__ __forceinline__ void measure_keys(lane_of_step const& of) {
-    for (index_t j = warp_in_block(); j < of.count(); j += warps_in_block()) {
-      T const* const key = args_.k(of.token + j, of.head);
-      float squares = 0.0F;
-      for (index_t c = lane_in_warp(); c < Channels; c += warp_threads) {
-        auto const x = static_cast<float>(key[c]);
-        squares += x * x;
-      }
-      for (int width = 1; width < warp_threads; width *= 2) {
-        squares += __shfl_xor_sync(whole_warp, squares, width);
-      }
-      if (lane_in_warp() != 0) continue;
-      shared_.norms[j] = squares;
-      if (of.share.rank == 0 && args_.key_norms != nullptr) {
-        args_.key_norms[(of.row * ledger_.kv_heads + of.head) * ledger_.max_new + j] = squares;
-      }
-    }
-  }
-
   __device__ __forceinline__ lane_rows<T, View, Guests, Plan> const& rows() const {
     return rows_;
   }
@@ -332,7 +278,6 @@ class lane_attention {
   ledger_view<P> const& ledger_;
   P const& policy_;
   Plan const& plan_;
-  attend_shared<QueryRows>& shared_;
   lane_rows<T, View, Guests, Plan> rows_;
   lane_softmax<T, Channels, QueryRows, View, Guests, Plan> softmax_;
   lane_weights<QueryRows, P, T, View, Guests, Plan> weights_;

@@ -39,12 +39,13 @@ class lane_weights {
 
   /// Exports the pass's weights, and adds them up where there are several passes.
   __device__ __forceinline__ void use(lane_of_step const& of, index_t pass, bool decides) {
+    if constexpr (Plan::one_query) return;  // one pass, and nobody asked for weights
     auto const threads = static_cast<index_t>(blockDim.x);
     lane_share const& share = of.share;
     index_t const first_query = rows_.query_of(pass * plan_.rows);
     // those of new tokens
     index_t const queries_here =
-        Plan::one_query ? 1 : min(rows_.query_of(rows_.rows(of, pass)), of.count() - first_query);
+        min(rows_.query_of(rows_.rows(of, pass)), of.count() - first_query);
     if (plan_.exports) {
       // the last block also clears what lies behind the slots in use
       index_t const end = share.rank + 1 == share.blocks ? ledger_.stride : share.end;
