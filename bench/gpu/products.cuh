@@ -5,13 +5,14 @@
 
 #include "attention_shapes.cuh"
 #include "full_cache.cuh"
+#include "llama/gpu/matrix_product.cuh"
 #include <adore/gpu/device_buffer.cuh>
 
-#include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
-#include <stdexcept>
+#include <cstdint>
+#include <vector>
 
 namespace adore::bench {
 
@@ -21,57 +22,27 @@ class products {
  public:
   explicit products(index_t sequences)
       : sequences_(sequences),
+        multiply_(cudaStream_t{nullptr}),
         x_(random_buffer(static_cast<std::size_t>(sequences) * columns, 1.0F, 11)),
-        weights_(random_buffer(layers * layer_elements, 0.01F, 12)),
-        y_(static_cast<std::size_t>(sequences) * rows),
-        workspace_(workspace_bytes) {
-    require(cublasCreate(&handle_));
+        y_(static_cast<std::size_t>(sequences) * rows) {
+    for (std::uint64_t layer = 0; layer < layers; ++layer) {
+      layers_.push_back({rows, columns, random_buffer(std::size_t{columns} * rows, 0.01F, layer)});
+    }
   }
-  products(products const&) = delete;
-  products& operator=(products const&) = delete;
-  ~products() { cublasDestroy(handle_); }
 
   void multiply_async(cudaStream_t stream, index_t layer) {
-    float const one = 1.0F;
-    float const zero = 0.0F;
-    require(cublasSetStream(handle_, stream));
-    require(cublasSetWorkspace(handle_, workspace_.data(), workspace_bytes));  // after the stream
-    require(
-        cublasGemmEx(handle_,
-                     CUBLAS_OP_T,
-                     CUBLAS_OP_N,
-                     rows,
-                     sequences_,
-                     columns,
-                     &one,
-                     weights_.data() + static_cast<std::size_t>(layer % layers) * layer_elements,
-                     CUDA_R_16BF,
-                     columns,
-                     x_.data(),
-                     CUDA_R_16BF,
-                     columns,
-                     &zero,
-                     y_.data(),
-                     CUDA_R_16BF,
-                     rows,
-                     CUBLAS_COMPUTE_32F,
-                     CUBLAS_GEMM_DEFAULT));
+    multiply_.move_to(stream);
+    multiply_(layers_[static_cast<std::size_t>(layer) % layers], x_.data(), y_.data(), sequences_);
   }
 
  private:
   static constexpr int columns = 4096, rows = 3 * 4096;
-  static constexpr index_t layers = 6;
-  static constexpr std::size_t layer_elements = std::size_t{columns} * rows;
-  static constexpr std::size_t workspace_bytes = std::size_t{32} << 20U;
-
-  static void require(cublasStatus_t status) {
-    if (status != CUBLAS_STATUS_SUCCESS) throw std::runtime_error(cublasGetStatusString(status));
-  }
+  static constexpr std::size_t layers = 6;
 
   index_t sequences_;
-  gpu::device_buffer<element> x_, weights_, y_;
-  gpu::device_buffer<std::byte> workspace_;
-  cublasHandle_t handle_ = nullptr;
+  llama_example::gpu::matrix_product multiply_;
+  gpu::device_buffer<element> x_, y_;
+  std::vector<llama_example::gpu::device_matrix<element>> layers_;
 };
 
 }  // namespace adore::bench

@@ -23,14 +23,20 @@ class matrix_product {
     cublasHandle_t handle = nullptr;
     check(cublasCreate(&handle));
     handle_.reset(handle);
-    check(cublasSetStream(handle, stream));
-    check(cublasSetWorkspace(handle, workspace_.data(), workspace_bytes));  // after the stream
+    move_to(stream);
     // partial sums of a product that is cut along k stay float, too
     check(
         cublasSetMathMode(handle,
                           static_cast<cublasMath_t>(
                               static_cast<int>(CUBLAS_DEFAULT_MATH) |
                               static_cast<int>(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION))));
+  }
+
+  /// Products to come go to `stream`, which may be captured.
+  void move_to(cudaStream_t stream) {
+    check(cublasSetStream(handle_.get(), stream));
+    check(
+        cublasSetWorkspace(handle_.get(), workspace_.data(), workspace_bytes));  // after the stream
   }
 
   /// y[token, rows] = x[token, columns] W^T; sums are float, and products of floats too: no TF32.
