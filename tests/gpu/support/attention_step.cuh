@@ -56,14 +56,12 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
                    : static_cast<index_t>(engine() % static_cast<std::uint64_t>(budget));
     position_t const next = tokens + (tokens == 0 ? 0 : static_cast<position_t>(engine() % 100));
     before.push_back(random_books(books.view(), tokens, next, budget, engine, policy));
-    books.restore(stream, row, before.back());
     counts.push_back(
         row == 0 ? shape.max_new
                  : 1 + static_cast<index_t>(engine() % static_cast<std::uint64_t>(shape.max_new)));
   }
   if (shape.rows > 3) counts.back() = 0;
   for (std::size_t row = 5; row < counts.size(); row += 7) counts[row] = 0;
-  books.set_counts(stream, counts);
   // the host's books of the same step, before its attention
   ledger<P> host(
       policy, {shape.rows, 1, shape.kv_heads, shape.slots, 1}, scope::kv_head, shape.max_new);
@@ -90,10 +88,17 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
     });
   }
   gpu::device_buffer<index_t> const ids_on_device(ids);
-  [[maybe_unused]] gpu::device_hearing<P> hearing(books.view());
-  if constexpr (reads_tokens<P>) {
-    hearing.hear_async(stream, books.view(), policy, ids_on_device.data());
-  }
+  auto const begin_step = [&](gpu::device_ledger<P>& to, gpu::device_hearing<P>& hearing) {
+    for (index_t row = 0; row < shape.rows; ++row) {
+      to.restore(stream, row, before[static_cast<std::size_t>(row)]);
+    }
+    to.set_counts(stream, counts);
+    if constexpr (reads_tokens<P>) {
+      hearing.hear_async(stream, to.view(), policy, ids_on_device.data());
+    }
+  };
+  gpu::device_hearing<P> hearing(books.view());
+  begin_step(books, hearing);
   std::vector<std::vector<position_t>> lanes;
   for (index_t lane = 0; lane < shape.rows * shape.kv_heads; ++lane) {
     lanes.push_back(positions_of(books, lane));
@@ -116,14 +121,8 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
   // Whoever asks for no weights may be given another kernel, one that begins early: bits are equal.
   attention_case<T, Channels> same(shape, seed);
   gpu::device_ledger<P> same_books(policy, books_shape, scope::kv_head, shape.max_new, 100'000);
-  for (index_t row = 0; row < shape.rows; ++row) {
-    same_books.restore(stream, row, before[static_cast<std::size_t>(row)]);
-  }
-  same_books.set_counts(stream, counts);
-  [[maybe_unused]] gpu::device_hearing<P> same_hearing(same_books.view());
-  if constexpr (reads_tokens<P>) {
-    same_hearing.hear_async(stream, same_books.view(), policy, ids_on_device.data());
-  }
+  gpu::device_hearing<P> same_hearing(same_books.view());
+  begin_step(same_books, same_hearing);
   same.out.fill_async(0xFF, stream);
   same.lse.fill_async(0xFF, stream);
   auto without_weights = same.args();
