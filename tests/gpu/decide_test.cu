@@ -90,6 +90,23 @@ TEST_CASE("blocks larger than what is not protected: the rest goes token by toke
   check_everywhere(in_blocks<h2o>{{}, {.heavy = 4, .recent = 12}, 16});
 }
 
+TEST_CASE("lanes of thousands of slots are decided on by several blocks, and the same is kept") {
+  auto const check_long = [](auto const& policy) {
+    for (scope const reach : {scope::layer, scope::model}) {
+      CAPTURE(word_of(reach));
+      auto const agrees =
+          run_both(policy, {.reach = reach, .max_new = 16, .steps = 330, .budget = 2500});
+      CHECK(agrees.lanes > 0);
+      CHECK(agrees.differences == 0);
+      CHECK(agrees.other_states == 0);
+    }
+  };
+  check_long(h2o{.heavy = 1500, .recent = 800});
+  check_long(sliding_window{.size = 2400});
+  check_long(in_blocks<h2o>{{}, {.heavy = 1500, .recent = 800}, 8});
+  check_long(h2o_mask_simulation{.heavy = 700, .recent = 100});
+}
+
 TEST_CASE("a smaller budget is reached by the next decision, protected tokens last") {
   h2o const policy{.heavy = 6, .recent = 10};
   gpu::device_ledger<h2o> books(policy, {1, 1, 1, 40, 64}, scope::kv_head);

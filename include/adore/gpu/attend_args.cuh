@@ -10,6 +10,7 @@
 #include "adore/kv_view.hpp"
 #include "adore/rebuild/schedule.hpp"
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -46,14 +47,15 @@ struct attend_args {
   float* lse = nullptr;      // [token, head] natural log of the sum of exponentials; or nullptr
   /// [row, kv_head, j, slot] probabilities of the j-th new token, reduced over the query heads of
   /// the KV head, `ledger.stride` floats per (row, kv_head, j); slots without a visible token get
-  /// 0. nullptr: they do not leave the kernel.
+  /// 0. At a multiple of 16 bytes. nullptr: they do not leave the kernel.
   float* weights = nullptr;
   float* key_norms = nullptr;  // [row, kv_head, j] squared norm of the new key; or nullptr
   index_t layer = 0;
   float scale = 0.0F;  ///< of q.k; 0: 1 / sqrt(channels)
   gqa_reduction reduction = gqa_reduction::sum;
   /// Scope kv_head: decide in this launch that all new tokens stay. Otherwise nothing changes in
-  /// the ledger, and `decide_async` follows.
+  /// the ledger, and `decide_async` follows; on a stream of its own it may run beside what comes
+  /// next, while the next layer's weights go elsewhere.
   bool decides = true;
   /// Begins to read this layer's K, V and lanes while the kernel before it in the stream still
   /// runs; that one must not write to them, nor to the ledger's rows or `rebuilt.counts`, and lets
@@ -96,6 +98,8 @@ void check_attention(attend_args<T, View, Guests> const& args,
               std::to_string(ledger.kv_heads) + " KV heads");
   require(args.q.head_stride == channels,
           "the query heads of a token must lie one behind the other");
+  require(reinterpret_cast<std::uintptr_t>(args.weights) % 16 == 0,
+          "weights must lie at a multiple of 16 bytes");
   index_t const tokens = ledger.row_count * ledger.max_new;
   require(args.rebuilt.most <= most_rebuilt,
           std::to_string(args.rebuilt.most) + " rebuilt tokens per row: at most " +

@@ -9,7 +9,7 @@
 #include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/books_ahead.cuh"
 #include "adore/gpu/chunk_positions.cuh"
-#include "adore/gpu/dependent_launch.cuh"
+#include "adore/gpu/launch.cuh"
 #include "adore/gpu/lane_attention.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/lane_exchange.cuh"

@@ -5,7 +5,6 @@
 
 #include "adore/concepts.hpp"
 #include "adore/gpu/attend_args.cuh"
-#include "adore/gpu/error.cuh"
 #include "adore/gpu/fixed_divisor.cuh"
 #include "adore/gpu/fragments.cuh"
 #include "adore/gpu/lane_decision.cuh"
@@ -14,8 +13,6 @@
 #include "adore/gpu/narrow_fragments.cuh"
 #include "adore/gpu/warp.cuh"
 #include "adore/types.hpp"
-
-#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -97,7 +94,7 @@ struct one_query_plan : attend_plan {
 ///
 /// @param queries  of a lane
 inline bool has_one_query(attend_plan const& plan, index_t queries) {
-  return queries == 1 && !plan.exports && plan.whole_tiles && plan.has_positions;
+  return queries == 1 && plan.whole_tiles && plan.has_positions;
 }
 
 struct slot_range {
@@ -257,13 +254,6 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
 inline index_t evenly(index_t lanes, index_t at_once) {
   index_t const rounds = (lanes + at_once - 1) / at_once;
   return (lanes + rounds - 1) / rounds;
-}
-inline int multiprocessors() {
-  int device = 0;
-  int count = 0;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
 }
 
 }  // namespace adore::gpu::detail

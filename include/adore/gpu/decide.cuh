@@ -4,13 +4,14 @@
 #pragma once
 
 #include "adore/concepts.hpp"
-#include "adore/gpu/dependent_launch.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/lane_decision.cuh"
+#include "adore/gpu/launch.cuh"
 #include "adore/gpu/ledger_view.cuh"
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -33,11 +34,11 @@ struct decide_args {
 
 namespace detail {
 
-inline constexpr int decide_threads = 128;
-inline constexpr int decide_warps = decide_threads / warp_threads;
 /// In scope kv_head lanes of up to so many slots are decided by a warp each, which waits for no
-/// other.
+/// other; else each by a block of up to so many threads, or by several such blocks.
 inline constexpr index_t most_slots_of_warp = 512;
+inline constexpr int most_decide_threads = 512;
+inline constexpr int one_warp_threads = 128;  // of a block of such warps
 
 /// What the ledger holds of the first slots that a thread looks at, asked for together with the
 /// books: a round trip to memory less.
@@ -52,7 +53,7 @@ class first_slots {
                                          lane_share const& share)
       : ledger_(ledger),
         lane_(lane),
-        first_(Neighbours * share.thread()),
+        first_(share.first + Neighbours * share.thread()),
         second_(first_ + Neighbours * share.threads()) {
     if (first_ < ledger.slots) ask(first_, 0);
     if (second_ < ledger.slots) ask(second_, 1);
@@ -89,31 +90,40 @@ class first_slots {
   neighbours<slot_state, Neighbours> states_[2]{};
 };
 
-/// One lane per block, or per warp. Sums run over layers, then heads, then queries, always in this
-/// order.
+/// One lane per cluster, or per warp. Sums run over layers, then heads, then queries, always in
+/// this order.
 template <bool OneWarp, class P>
-__global__ void __launch_bounds__(decide_threads)
+__global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threads)
     decide_kernel(__grid_constant__ ledger_view<P> const ledger,
                   __grid_constant__ P const policy,
                   index_t const layer,
-                  __grid_constant__ decide_args const args) {
+                  __grid_constant__ decide_args const args,
+                  index_t const blocks) {
   constexpr int together = OneWarp ? 4 : 2;  // slots that a thread looks at
-  __shared__ decision_scratch<decide_warps> shared;
+  __shared__ decision_scratch<most_decide_threads / warp_threads> shared;
   let_next_begin();
   auto const row = static_cast<index_t>(blockIdx.y);
   auto lane_head = static_cast<index_t>(blockIdx.x);
+  lane_share share{.one_warp = OneWarp};
   if constexpr (OneWarp) {
-    lane_head = lane_head * decide_warps + warp_in_block();
+    lane_head = lane_head * warps_in_block() + warp_in_block();
     if (lane_head >= ledger.lane_heads()) return;
+  } else {
+    share.blocks = static_cast<unsigned>(blocks);
+    share.rank = blockIdx.x % share.blocks;
+    lane_head /= blocks;
+    index_t const slots = (ledger.slots / blocks + together) / together * together;
+    share.first = static_cast<index_t>(share.rank) * slots;
+    share.end = share.first + slots;
   }
   index_t const lane = ledger.lane(row, layer, lane_head);
-  lane_share share{.one_warp = OneWarp};
   first_slots<together, P> const slots(ledger, lane, share);
   step_books const books = books_at(ledger, row, lane);
   index_t const count = books.row.count;
   index_t const accepted = args.accepted == nullptr ? count : args.accepted[row];
   if (count == 0 || accepted == 0) return;
-  share.end = books.lane.extent;
+  share.first = min(share.first, books.lane.extent);
+  share.end = OneWarp ? books.lane.extent : min(share.end, books.lane.extent);
   sync_lane(share);  // all have read the books before the leader writes them
   index_t const layers = ledger.reach == scope::model ? ledger.layers : 1;
   bool const one_head = ledger.reach == scope::kv_head;
@@ -142,6 +152,7 @@ __global__ void __launch_bounds__(decide_threads)
           if (factor == 0.0F) continue;
           neighbours<float, together> of_query{};
           for (index_t l = 0; l < layers; ++l) {
+#pragma unroll 8
             for (index_t h = first_head; h < end_head; ++h) {
               auto const of_head =
                   neighbours_at<together>(args.weights + query(l, h, j) * ledger.stride + slot);
@@ -163,7 +174,7 @@ __global__ void __launch_bounds__(decide_threads)
       },
       shared);
   if constexpr (!OneWarp) {
-    if (args.advances) {
+    if (args.advances && share.rank == 0) {
       __syncthreads();
       if (threadIdx.x == 0) ledger.rows[row].next += accepted;
     }
@@ -176,6 +187,30 @@ __global__ void advance_kernel(ledger_view<P> const ledger, index_t const* accep
   if (row >= ledger.row_count) return;
   row_books& books = ledger.rows[row];
   if (books.count > 0) books.next += accepted == nullptr ? books.count : accepted[row];
+}
+
+/// @param blocks  that share a lane: a cluster
+template <bool OneWarp, class P>
+void launch_decision(cudaStream_t stream,
+                     ledger_view<P> const& ledger,
+                     P const& policy,
+                     index_t layer,
+                     decide_args const& args,
+                     index_t threads,
+                     index_t blocks) {
+  index_t const heads = ledger.lane_heads();
+  index_t const warps = threads / warp_threads;
+  cudaLaunchAttribute cluster = clusters_of(static_cast<unsigned>(blocks));
+  cudaLaunchConfig_t config{};
+  config.gridDim =
+      dim3(static_cast<unsigned>(OneWarp ? (heads + warps - 1) / warps : heads * blocks),
+           static_cast<unsigned>(ledger.row_count));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = blocks > 1 ? 1 : 0;
+  check(
+      cudaLaunchKernelEx(&config, decide_kernel<OneWarp, P>, ledger, policy, layer, args, blocks));
 }
 
 }  // namespace detail
@@ -203,19 +238,23 @@ void decide_async(cudaStream_t stream,
     throw std::logic_error(
         "adore: decide_async: only in scope model one decision ends the step; call advance_async");
   }
-  index_t const heads = ledger.lane_heads();
-  auto const rows = static_cast<unsigned>(ledger.row_count);
-  if (ledger.reach == scope::kv_head && ledger.slots <= detail::most_slots_of_warp) {
-    dim3 const grid(
-        static_cast<unsigned>((heads + detail::decide_warps - 1) / detail::decide_warps), rows);
-    detail::decide_kernel<true, P>
-        <<<grid, detail::decide_threads, 0, stream>>>(ledger, policy, layer, args);
-  } else {
-    dim3 const grid(static_cast<unsigned>(heads), rows);
-    detail::decide_kernel<false, P>
-        <<<grid, detail::decide_threads, 0, stream>>>(ledger, policy, layer, args);
+  bool const one_warp =
+      ledger.reach == scope::kv_head && ledger.slots <= detail::most_slots_of_warp;
+  if (one_warp) {
+    detail::launch_decision<true>(
+        stream, ledger, policy, layer, args, detail::one_warp_threads, /*blocks=*/1);
+    return;
   }
-  check(cudaGetLastError());
+  // two slots per thread, as long as there are multiprocessors for the lanes
+  index_t const threads =
+      std::clamp((ledger.slots / 2 + 127) / 128 * 128, 128, detail::most_decide_threads);
+  index_t const lanes = ledger.row_count * ledger.lane_heads();
+  index_t blocks = 1;
+  while (blocks < 8 && 2 * threads * blocks < ledger.slots &&
+         2 * blocks * lanes <= detail::multiprocessors()) {
+    blocks *= 2;
+  }
+  detail::launch_decision<false>(stream, ledger, policy, layer, args, threads, blocks);
 }
 
 /// The step is over: each sequence is `accepted` tokens longer. After the last layer's decision.

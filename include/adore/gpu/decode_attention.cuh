@@ -8,10 +8,10 @@
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/attend_kernel.cuh"
 #include "adore/gpu/attention_plan.cuh"
-#include "adore/gpu/dependent_launch.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/lane_exchange.cuh"
+#include "adore/gpu/launch.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/top_k_attention.cuh"
 #include "adore/gpu/warp.cuh"
@@ -58,11 +58,7 @@ void launch_planned(cudaStream_t stream,
       all_at_once.val.cooperative = 1;
     }
   } else {
-    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(plan.blocks);
-    cluster.val.clusterDim.y = 1;
-    cluster.val.clusterDim.z = 1;
+    attributes[config.numAttrs++] = clusters_of(static_cast<unsigned>(plan.blocks));
     if (plan.blocks > 8) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
     }

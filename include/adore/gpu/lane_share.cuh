@@ -52,87 +52,85 @@ __device__ __forceinline__ void sync_lane(lane_share const& share) {
   }
 }
 
-/// The smallest of what the blocks that share a lane have found; all their threads call and learn
-/// it. Not inlined: few launches share lanes, and it is called in many places.
+/// How the threads of a warp join what each of them has found, so that all learn it.
+struct smallest_key {
+  static __device__ __forceinline__ keyed_slot nothing() { return {no_key, -1}; }
+  static __device__ __forceinline__ keyed_slot in_warp(keyed_slot own) {
+    return smallest_in_warp(own);
+  }
+};
+struct sum_of_slots {
+  static __device__ __forceinline__ keyed_slot nothing() { return {0, 0}; }
+  static __device__ __forceinline__ keyed_slot in_warp(keyed_slot own) {
+    return {0, __reduce_add_sync(whole_warp, own.slot)};
+  }
+};
+
+/// Joins what the blocks that share a lane have found; all their threads call and learn it. Not
+/// inlined: few launches share lanes, and it is called in many places.
 ///
 /// @param of_block  [block] in this block's shared memory
-inline __device__ __noinline__ keyed_slot smallest_of_blocks(keyed_slot best,
-                                                             unsigned rank,
-                                                             unsigned blocks,
-                                                             lane_exchange exchange,
-                                                             unsigned turn,
-                                                             keyed_slot* of_block) {
+template <class Join>
+__device__ __noinline__ keyed_slot join_blocks(keyed_slot own,
+                                               unsigned rank,
+                                               unsigned blocks,
+                                               lane_exchange exchange,
+                                               unsigned turn,
+                                               keyed_slot* of_block) {
   if (exchange.there()) {
-    keyed_slot* const found = exchange.lowest(turn);
-    if (threadIdx.x == 0) found[rank] = best;
+    of_block = exchange.lowest(turn);
+    if (threadIdx.x == 0) of_block[rank] = own;
     exchange.meet();
-    return smallest_in_warp(found[lane_in_warp() % lane_exchange::blocks]);
+  } else {
+    // told to all, since who asks another block waits for the answer
+    if (threadIdx.x < blocks) *shared_of(&of_block[rank], threadIdx.x) = own;
+    sync_cluster();
   }
-  // told to all, since who asks another block waits for the answer
-  if (threadIdx.x < blocks) *shared_of(&of_block[rank], threadIdx.x) = best;
-  sync_cluster();
-  best = {no_key, -1};
-  if (static_cast<unsigned>(lane_in_warp()) < blocks) best = of_block[lane_in_warp()];
-  return smallest_in_warp(best);
+  own = Join::nothing();
+  if (static_cast<unsigned>(lane_in_warp()) < blocks) own = of_block[lane_in_warp()];
+  return Join::in_warp(own);
 }
 
-/// The smallest key of all threads that end the lane; all of them call and learn it.
+/// Joins what all threads that end the lane have found; all of them call and learn it.
 ///
 /// @param turn  0 or 1, flipped by each call
+template <class Join, int Warps>
+__device__ __forceinline__ keyed_slot join_lane(keyed_slot own,
+                                                lane_share const& share,
+                                                decision_scratch<Warps>& shared,
+                                                unsigned& turn) {
+  own = Join::in_warp(own);
+  if (share.one_warp) {
+    __syncwarp();  // what the others wrote before is visible, as after a barrier
+    return own;
+  }
+  if (lane_in_warp() == 0) shared.of_warp[turn][warp_in_block()] = own;
+  __syncthreads();
+  own = Join::nothing();
+  if (lane_in_warp() < warps_in_block()) own = shared.of_warp[turn][lane_in_warp()];
+  own = Join::in_warp(own);
+  if (share.blocks > 1) {
+    own = join_blocks<Join>(
+        own, share.rank, share.blocks, share.exchange, turn, shared.of_block[turn]);
+  }
+  turn ^= 1U;
+  return own;
+}
+
+/// The smallest key of all threads that end the lane; as `join_lane`.
 template <int Warps>
 __device__ __forceinline__ keyed_slot smallest_in_lane(keyed_slot own,
                                                        lane_share const& share,
                                                        decision_scratch<Warps>& shared,
                                                        unsigned& turn) {
-  keyed_slot best = smallest_in_warp(own);
-  if (share.one_warp) {
-    __syncwarp();  // what the others wrote before is visible, as after a barrier
-    return best;
-  }
-  if (lane_in_warp() == 0) shared.of_warp[turn][warp_in_block()] = best;
-  __syncthreads();
-  best = {no_key, -1};
-  if (lane_in_warp() < warps_in_block()) best = shared.of_warp[turn][lane_in_warp()];
-  best = smallest_in_warp(best);
-  if (share.blocks > 1) {
-    best = smallest_of_blocks(
-        best, share.rank, share.blocks, share.exchange, turn, shared.of_block[turn]);
-  }
-  turn ^= 1U;
-  return best;
+  return join_lane<smallest_key>(own, share, shared, turn);
 }
 
-/// The sum over all threads that end the lane; all of them call and learn it.
-///
-/// @param turn  0 or 1, flipped by each call
+/// The sum over all threads that end the lane; as `join_lane`.
 template <int Warps>
 __device__ __forceinline__ index_t
 sum_in_lane(index_t own, lane_share const& share, decision_scratch<Warps>& shared, unsigned& turn) {
-  index_t const of_warp = __reduce_add_sync(whole_warp, own);
-  if (share.one_warp) {
-    __syncwarp();
-    return of_warp;
-  }
-  if (lane_in_warp() == 0) shared.of_warp[turn][warp_in_block()].slot = of_warp;
-  __syncthreads();
-  index_t sum = 0;
-  for (int w = 0; w < warps_in_block(); ++w) sum += shared.of_warp[turn][w].slot;
-  if (share.exchange.there()) {
-    keyed_slot* const of_block = share.exchange.lowest(turn);
-    if (threadIdx.x == 0) of_block[share.rank].slot = sum;
-    share.exchange.meet();
-    index_t const b = lane_in_warp();
-    sum = __reduce_add_sync(whole_warp, b < lane_exchange::blocks ? of_block[b].slot : 0);
-  } else if (share.blocks > 1) {
-    if (threadIdx.x < share.blocks) {
-      shared_of(&shared.of_block[turn][share.rank], threadIdx.x)->slot = sum;
-    }
-    sync_cluster();
-    sum = 0;
-    for (unsigned b = 0; b < share.blocks; ++b) sum += shared.of_block[turn][b].slot;
-  }
-  turn ^= 1U;
-  return sum;
+  return join_lane<sum_of_slots>({0, own}, share, shared, turn).slot;
 }
 
 }  // namespace detail

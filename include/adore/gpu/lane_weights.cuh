@@ -37,36 +37,48 @@ class lane_weights {
     return logits_ + r * plan_.block_slots;
   }
 
-  /// Exports the pass's weights, and adds them up where there are several passes.
+  /// Exports the pass's weights, and adds them up where there are several passes. Those of a single
+  /// pass are left to `observed`, if the lane is decided on.
   __device__ __forceinline__ void use(lane_of_step const& of, index_t pass, bool decides) {
-    if constexpr (Plan::one_query) return;  // one pass, and nobody asked for weights
+    bool const is_single = rows_.passes(of) == 1;
+    if (is_single && !plan_.exports) return;
     auto const threads = static_cast<index_t>(blockDim.x);
+    auto const thread = static_cast<index_t>(threadIdx.x);
     lane_share const& share = of.share;
     index_t const first_query = rows_.query_of(pass * plan_.rows);
     // those of new tokens
     index_t const queries_here =
-        min(rows_.query_of(rows_.rows(of, pass)), of.count() - first_query);
-    if (plan_.exports) {
-      // the last block also clears what lies behind the slots in use
-      index_t const end = share.rank + 1 == share.blocks ? ledger_.stride : share.end;
+        min(rows_.query_of(rows_.rows(of, pass) - 1) + 1, of.count() - first_query);
+    if (plan_.exports && share.rank + 1 == share.blocks) {  // what lies behind the slots in use
       for (index_t j = 0; j < queries_here; ++j) {
-        float* const to =
-            args_.weights +
-            (static_cast<std::int64_t>(of.row * ledger_.kv_heads + of.head) * ledger_.max_new +
-             first_query + j) *
-                ledger_.stride;
 #pragma unroll 1
-        for (index_t s = share.first + static_cast<index_t>(threadIdx.x); s < end; s += threads) {
-          to[s] = s < share.end ? weight_of_query(s - share.first, j) : 0.0F;
+        for (index_t s = share.end + thread; s < ledger_.stride; s += threads) {
+          *exported(of, first_query + j, s - share.first) = 0.0F;
+        }
+      }
+    }
+    if (is_single) {
+      if (observes_attention<P> && decides) return;
+#pragma unroll 1
+      for (index_t s = 4 * thread; s < share.end - share.first; s += 4 * threads) {
+        four_weights(of, s);
+      }
+      return;
+    }
+    if constexpr (Plan::one_query) return;
+    if (plan_.exports) {
+      for (index_t j = 0; j < queries_here; ++j) {
+#pragma unroll 1
+        for (index_t s = thread; s < share.end - share.first; s += threads) {
+          *exported(of, first_query + j, s) = weight_of_query(s, j);
         }
       }
     }
     if constexpr (observes_attention<P>) {
-      if (decides && rows_.passes(of) > 1) {
+      if (decides) {
         // the slots that this thread decides on, see `decide_lane`: no barrier lies between
 #pragma unroll 1
-        for (index_t s = 4 * static_cast<index_t>(threadIdx.x); s < share.end - share.first;
-             s += 4 * threads) {
+        for (index_t s = 4 * thread; s < share.end - share.first; s += 4 * threads) {
 #pragma unroll 1
           for (index_t i = s; i < s + 4; ++i) {
             float const before = pass == 0 ? 0.0F : sums_[i];
@@ -77,7 +89,7 @@ class lane_weights {
     }
   }
 
-  /// What the policy observes in the slots `s` to `s` + 3 of the share.
+  /// What the policy observes in the slots `s` to `s` + 3 of the share; once for each of them.
   __device__ __forceinline__ neighbours<float, 4> observed(lane_of_step const& of,
                                                            index_t s) const {
     return rows_.passes(of) > 1 ? *reinterpret_cast<neighbours<float, 4>*>(sums_ + s)
@@ -85,6 +97,11 @@ class lane_weights {
   }
 
  private:
+  /// Where the weight of query j of the lane in slot `s` of the share goes.
+  __device__ __forceinline__ float* exported(lane_of_step const& of, index_t j, index_t s) const {
+    index_t const query = (of.row * ledger_.kv_heads + of.head) * ledger_.max_new + j;
+    return args_.weights + static_cast<std::int64_t>(query) * ledger_.stride + of.share.first + s;
+  }
   /// The probability of a slot under query j of the pass, reduced over the query heads.
   __device__ __forceinline__ float weight_of_query(index_t s, index_t j) const {
     float weight = 0.0F;
@@ -111,7 +128,7 @@ class lane_weights {
     return weight;
   }
 
-  /// Those of a lane that takes one pass, for the slots `s` to `s` + 3.
+  /// Those of a lane that takes one pass, for the slots `s` to `s` + 3. Exports each query's.
   __device__ __forceinline__ neighbours<float, 4> four_weights(lane_of_step const& of,
                                                                index_t s) const {
     neighbours<float, 4> weights{};
@@ -121,8 +138,6 @@ class lane_weights {
     index_t r = 0;
 #pragma unroll 1
     for (index_t j = 0; j < of.count(); ++j) {
-      float factor = query_weight_of(policy_, of.count() - 1 - j);
-      if (args_.reduction == gqa_reduction::mean) factor /= static_cast<float>(plan_.group);
       neighbours<float, 4> of_query{};
 #pragma unroll 1
       for (index_t member = 0; member < plan_.group; ++member, ++r, logits += plan_.block_slots) {
@@ -136,6 +151,12 @@ class lane_weights {
           of_query.of[i] = is_max ? fmaxf(of_query.of[i], p[i]) : of_query.of[i] + p[i];
         }
       }
+      if (args_.reduction == gqa_reduction::mean) {
+#pragma unroll
+        for (float& weight : of_query.of) weight /= static_cast<float>(plan_.group);
+      }
+      if (plan_.exports) put_neighbours(exported(of, j, s), of_query);
+      float const factor = query_weight_of(policy_, of.count() - 1 - j);
       if (factor == 0.0F) continue;
 #pragma unroll
       for (int i = 0; i < 4; ++i) weights.of[i] += factor * of_query.of[i];

@@ -2,7 +2,7 @@
 // Rotary position embedding on the device, in both pair layouts, exact for large positions.
 #pragma once
 
-#include "adore/gpu/dependent_launch.cuh"
+#include "adore/gpu/launch.cuh"
 #include "adore/gpu/device_buffer.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/kv_rows.cuh"

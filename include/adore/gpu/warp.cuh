@@ -189,15 +189,26 @@ __device__ __forceinline__ neighbours<T, N> passing_neighbours_at(T const* first
         reinterpret_cast<char const*>(first) + at));
   });
 }
-/// Writes such neighbours.
-template <int N, class T>
-__device__ __forceinline__ void put_passing_neighbours(T* first, neighbours<T, N> const& all) {
+/// Writes such neighbours, a word of 4 N bytes after the other.
+template <int N, class T, class Store>
+__device__ __forceinline__ void store_neighbours(T* first,
+                                                 neighbours<T, N> const& all,
+                                                 Store&& store) {
   static_assert((N == 2 || N == 4) && sizeof(T) % 4 == 0);
   using word = std::conditional_t<N == 2, uint2, uint4>;
   word words[sizeof(T) / 4];
   __builtin_memcpy(&words, &all, sizeof(all));
 #pragma unroll
-  for (unsigned i = 0; i < sizeof(T) / 4; ++i) __stcs(reinterpret_cast<word*>(first) + i, words[i]);
+  for (unsigned i = 0; i < sizeof(T) / 4; ++i) store(reinterpret_cast<word*>(first) + i, words[i]);
+}
+template <int N, class T>
+__device__ __forceinline__ void put_neighbours(T* first, neighbours<T, N> const& all) {
+  store_neighbours(first, all, [](auto* to, auto const& word) { *to = word; });
+}
+/// The same of passing ones.
+template <int N, class T>
+__device__ __forceinline__ void put_passing_neighbours(T* first, neighbours<T, N> const& all) {
+  store_neighbours(first, all, [](auto* to, auto const& word) { __stcs(to, word); });
 }
 
 /// A key and the slot that it belongs to. The smallest key of a lane is released first.

@@ -118,7 +118,7 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
   auto const keys = c.keys_on_device.to_host(stream);
   auto const values = c.values_on_device.to_host(stream);
 
-  // Whoever asks for no weights may be given another kernel, one that begins early: bits are equal.
+  // Without weights, and beginning early, it does the same: bits are equal.
   attention_case<T, Channels> same(shape, seed);
   gpu::device_ledger<P> same_books(policy, books_shape, scope::kv_head, shape.max_new, 100'000);
   gpu::device_hearing<P> same_hearing(same_books.view());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A hundred decisions of a policy on the device and on the host, from the same tokens and the same
-// weights: dyadic ones, so that sums are exact and the kept sets must be the same.
+// Hundreds of decisions of a policy on the device and on the host, from the same tokens and the
+// same weights: dyadic ones, so that sums are exact and the kept sets must be the same.
 #pragma once
 
 #include "agreement.cuh"
@@ -72,13 +72,14 @@ struct decide_case {
   index_t max_new = 1;
   std::uint32_t salt = 1;
   bool drafts = false;  ///< only a part of each step's tokens is accepted
+  int steps = 130;
+  index_t budget = 40;  ///< slots, besides those of new tokens, if the policy has a budget
 };
 
 template <class P>
 agreement run_both(P const& policy, decide_case const& c) {
-  constexpr int steps = 130;
   constexpr index_t rows = 3, layers = 2, heads = 2;
-  index_t const budget_slots = policy.budget() == unbounded ? steps * c.max_new : 40;
+  index_t const budget_slots = policy.budget() == unbounded ? c.steps * c.max_new : c.budget;
   kv_shape const shape{rows, layers, heads, budget_slots + c.max_new, 64};
   cudaStream_t const stream = nullptr;
   gpu::device_ledger<P> device(policy, shape, c.reach, c.max_new, 1 << 16);
@@ -98,9 +99,9 @@ agreement run_both(P const& policy, decide_case const& c) {
     random = random * 1664525U + 1013904223U;
     return (random >> 8U) % below;
   };
-  std::uint64_t seen_releases = 0;
+  std::uint64_t const seen_releases = 0;
   std::size_t host_releases = 0;
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < c.steps; ++step) {
     for (index_t row = 0; row < rows; ++row) {
       if (step == 7 * row) {  // ragged: rows begin at different times
         device.open_async(stream, row, 77U + static_cast<unsigned>(row));
@@ -109,9 +110,8 @@ agreement run_both(P const& policy, decide_case const& c) {
       bool const open = step >= 7 * row;
       counts[static_cast<std::size_t>(row)] =
           !open ? 0
-                : static_cast<index_t>(c.max_new == 1
-                                           ? 1 + 0 * step
-                                           : 1 + draw(static_cast<std::uint32_t>(c.max_new)));
+                : static_cast<index_t>(
+                      c.max_new == 1 ? 1 : 1 + draw(static_cast<std::uint32_t>(c.max_new)));
       if (open && step % 11 == 10) counts[static_cast<std::size_t>(row)] = row == 1 ? 0 : 1;
     }
     device.set_counts(stream, counts);
@@ -210,7 +210,7 @@ agreement run_both(P const& policy, decide_case const& c) {
       host.advance(row, stay);
     }
     host_releases += host.released().size();
-    if (step % 5 == 4) {
+    if (step % (c.steps / 26) == 4) {
       for (index_t row = 0; row < rows; ++row) {
         if (!host.is_open(row)) continue;
         auto copy = on_host(device, stream, row);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels of a stream that overlap at their edges (programmatic dependent launch, sm_90): the next
-// one is brought onto the chip, and may do what does not depend on this one, before this one ends.
+// What a launch asks for beside its grid (sm_90): clusters, and overlap with the kernel before it
+// in the stream (programmatic dependent launch), which is brought onto the chip, and may do what
+// does not depend on that one, before that one ends.
 #pragma once
+
+#include "adore/gpu/error.cuh"
 
 #include <cuda_runtime_api.h>
 
@@ -27,6 +30,24 @@ inline cudaLaunchAttribute may_overlap() {
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   return attribute;
+}
+/// Of a launch: so many neighbouring blocks run at once and see each other's shared memory.
+inline cudaLaunchAttribute clusters_of(unsigned blocks) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = blocks;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+/// Of the current device.
+inline int multiprocessors() {
+  int device = 0;
+  int count = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
 }
 
 }  // namespace adore::gpu::detail
