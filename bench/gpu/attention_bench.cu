@@ -4,7 +4,6 @@
 // a model. bf16, 128 channels.
 #include "attention_shapes.cuh"
 #include "full_cache.cuh"
-#include "llama/gpu/handles.cuh"
 #include "products.cuh"
 #include "timing.cuh"
 #include <adore/gpu/decide.cuh>
@@ -22,10 +21,6 @@
 
 namespace adore::bench {
 namespace {
-
-using llama_example::gpu::event_owner;
-using llama_example::gpu::make_event;
-using llama_example::gpu::make_stream;
 
 enum class extra { none, no_decision, weights, layer_scope };
 
@@ -45,23 +40,14 @@ void attention(
   scope const reach = also == extra::layer_scope ? scope::layer : scope::kv_head;
   gpu::device_ledger<P> books(policy, {s.sequences, layers, s.kv_heads, s.slots, channels}, reach);
   fill(books);
-  // a layer's lanes are decided on while the next layer is attended
-  bool const aside = reach == scope::layer;
-  std::size_t const of_layer = static_cast<std::size_t>(s.sequences * s.kv_heads) *
-                               static_cast<std::size_t>(books.view().stride);
-  gpu::device_buffer<float> weights(2 * of_layer);
-  auto const side = make_stream();
-  auto const attended = make_event(cudaEventDisableTiming);
-  event_owner const decided[2] = {make_event(cudaEventDisableTiming),
-                                  make_event(cudaEventDisableTiming)};
+  gpu::device_buffer<float> weights(static_cast<std::size_t>(s.sequences * s.kv_heads) *
+                                    static_cast<std::size_t>(books.view().stride));
   std::optional<products> between;
   if (what == before::product) between.emplace(s.sequences);
   time_graph(state, static_cast<int>(layers), [&](cudaStream_t stream) {
     for (index_t layer = 0; layer < layers; ++layer) {
       if (between) between->multiply_async(stream, layer);
       auto const at = static_cast<std::size_t>(layer) * s.layer_elements();
-      auto const& turn = decided[layer % 2];
-      float* const layer_weights = weights.data() + static_cast<std::size_t>(layer % 2) * of_layer;
       gpu::attend_args<element, kv_view<element>> args{
           .q = {q.data(), s.sequences, s.heads, channels},
           .k = {k.data(), s.sequences, s.kv_heads, channels},
@@ -74,20 +60,17 @@ void attention(
                      s.slots,
                      channels},
           .out = {out.data(), s.sequences, s.heads, channels},
-          .weights = also == extra::weights || aside ? layer_weights : nullptr,
+          .weights =
+              also == extra::weights || also == extra::layer_scope ? weights.data() : nullptr,
           .layer = layer,
           .decides = also != extra::no_decision,
-          .overlaps = true};
-      if (aside && layer >= 2) gpu::check(cudaStreamWaitEvent(stream, turn.get()));
+          .overlaps = true,
+          .for_few_lanes = gpu::has_few_lanes(books.view())};
       gpu::attend_async<channels>(stream, args, books.view(), policy);
-      if (!aside) continue;
-      gpu::check(cudaEventRecord(attended.get(), stream));
-      gpu::check(cudaStreamWaitEvent(side.get(), attended.get()));
-      gpu::decide_async(side.get(), books.view(), policy, layer, {.weights = layer_weights});
-      gpu::check(cudaEventRecord(turn.get(), side.get()));
-    }
-    if (aside) {
-      for (auto const& turn : decided) gpu::check(cudaStreamWaitEvent(stream, turn.get()));
+      if (also == extra::layer_scope) {
+        gpu::decide_async(
+            stream, books.view(), policy, layer, {.weights = weights.data(), .overlaps = true});
+      }
     }
     if (also != extra::no_decision) gpu::advance_async(stream, books.view());
   });

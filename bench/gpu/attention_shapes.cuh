@@ -26,7 +26,7 @@ struct shape {
   std::size_t layer_bytes() const { return 2 * layer_elements() * sizeof(element); }
   /// Layers in the cache: together far more than L2 holds.
   index_t layers() const {
-    return static_cast<index_t>(std::clamp<std::size_t>(2'000'000'000 / layer_bytes(), 2, 16));
+    return static_cast<index_t>(std::clamp<std::size_t>(2'000'000'000 / layer_bytes(), 2, 128));
   }
   std::string name() const {
     return std::to_string(sequences) + "x" + std::to_string(heads) + "/" +
@@ -41,6 +41,12 @@ inline constexpr shape attention_shapes[] = {{64, 32, 32, 193},
                                              {64, 32, 8, 1024},
                                              {64, 32, 32, 4096},
                                              {64, 32, 8, 4096},
+                                             {64, 64, 8, 1024},
+                                             {16, 32, 8, 4096},
+                                             {4, 32, 8, 8192},
+                                             {1, 32, 8, 200},
+                                             {1, 32, 8, 1024},
+                                             {1, 32, 8, 4096},
                                              {1, 32, 8, 32768},
                                              {1, 64, 8, 32768}};
 

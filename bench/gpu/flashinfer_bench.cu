@@ -115,6 +115,8 @@ void own_attention(benchmark::State& state, shape s, page_layout layout, P polic
       args.out = cache.tokens(cache.out, s.heads);
       args.layer = layer;
       args.decides = decides;
+      args.overlaps = true;
+      args.for_few_lanes = gpu::has_few_lanes(books.view());
       gpu::attend_async<channels, 8>(stream, args, books.view(), policy);
     }
     if (decides) gpu::advance_async(stream, books.view());

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHANNELS = 128
 SHAPES = ["64x32/32x193", "64x32/32x200", "64x32/8x200", "64x32/32x1024", "64x32/8x1024",
-          "64x32/32x4096", "64x32/8x4096", "1x32/8x32768", "1x64/8x32768"]
+          "64x32/32x4096", "64x32/8x4096", "64x64/8x1024", "16x32/8x4096", "4x32/8x8192",
+          "1x32/8x200", "1x32/8x1024", "1x32/8x4096", "1x32/8x32768", "1x64/8x32768"]
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
             "efficient": SDPBackend.EFFICIENT_ATTENTION}
 
@@ -60,7 +61,7 @@ def measure(name):
     heads, kv_heads = (int(x) for x in heads.split("/"))
     rows, slots = int(rows), int(slots)
     layer_bytes = 2 * rows * kv_heads * slots * CHANNELS * 2
-    layers = max(2, min(16, 2_000_000_000 // layer_bytes))
+    layers = max(2, min(128, 2_000_000_000 // layer_bytes))
     kv = [[torch.randn(rows, kv_heads, slots, CHANNELS, device="cuda", dtype=torch.bfloat16)
            for _ in range(2)] for _ in range(layers)]
     q = torch.randn(rows, heads, 1, CHANNELS, device="cuda", dtype=torch.bfloat16) * 2

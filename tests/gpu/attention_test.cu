@@ -162,18 +162,38 @@ TEST_CASE("a row's bits do not depend on the batch around it") {
   }
 }
 
+TEST_CASE("few lanes that are cut finer are as exact") {
+  for (index_t const slots : {40, 200, 257, 300, 700, 1024}) {
+    attention_shape shape{2, 1, 4, slots, 1};
+    shape.for_few_lanes = true;
+    auto const seed = 400U + static_cast<unsigned>(slots);
+    h2o const policy{.heavy = 10, .recent = 20};
+    check_step<__nv_bfloat16, 128>(policy, shape, seed);
+    shape.group = 8;
+    shape.max_new = 3;
+    check_step<__nv_bfloat16, 128>(policy, shape, seed + 1);
+    check_step<float, 64>(policy, shape, seed + 2);
+  }
+}
+
 TEST_CASE("blocks that meet in device memory put out the bits of a cluster") {
-  constexpr int channels = 256;  // a block fills a multiprocessor: groups take a second lane each
-  attention_shape const shape{10, 1, 2, 9000, 1};
+  constexpr int channels = 256;  // a block fills a multiprocessor
+  attention_shape shape;
+  SUBCASE("sixteen; groups take a second lane each") {
+    shape = {10, 1, 2, 9000, 1};
+  }
+  SUBCASE("four, with two chunks each; groups take a second lane each") {
+    shape = {20, 2, 2, 3000, 1};
+  }
   attention_case<__nv_bfloat16, channels> there(shape, 51), in_cluster(shape, 51);
-  h2o const policy{.heavy = 7000, .recent = 500};
+  h2o const policy{.heavy = shape.slots - 2000, .recent = 500};
   gpu::device_ledger<h2o> meeting(policy, there.cache, scope::kv_head);
   gpu::device_ledger<h2o> clustered(policy, there.cache, scope::kv_head);
   REQUIRE(meeting.view().exchange != nullptr);
   std::mt19937_64 engine(52);
   for (index_t row = 0; row < shape.rows; ++row) {
     index_t const tokens =
-        row % 3 == 0 ? 60 : 7000 + row;  // in some lanes most blocks have nothing
+        row % 3 == 0 ? 60 : shape.slots - 2000 + row;  // in some lanes most blocks have nothing
     row_snapshot const before = random_books(meeting.view(), tokens, tokens + 100, tokens, engine);
     meeting.restore(nullptr, row, before);
     clustered.restore(nullptr, row, before);

@@ -21,7 +21,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -66,23 +65,17 @@ class policy_cache final : public device_cache<T> {
     if (options.rebuild.count > 0) rebuild_.emplace(options.rebuild, ledger_.view());
     if (rebuild_ && rebuild_->restores()) {
       tier_.emplace(shape, tokens, std::get<adore::restore>(options.rebuild.schedule).limit_bytes);
+      side_ = make_stream();
+      forked_ = make_event(cudaEventDisableTiming);
       for (adore::index_t layer = 0; layer < shape.layers; ++layer) {
         moved_.push_back(make_event(cudaEventDisableTiming));
       }
     }
-    if (reach() == adore::scope::layer) {
-      for (adore::index_t i = 0; i < std::min(layers_at_once, shape.layers); ++i) {
-        decided_.push_back(make_event(cudaEventDisableTiming));
-      }
-    }
-    if (tier_ || !decided_.empty()) {
-      side_ = make_stream();
-      forked_ = make_event(cudaEventDisableTiming);
-    }
     // lanes of one KV head are decided on in the attention kernel; longer ones need what it saw
     bool const outlives_layer = reach() != adore::scope::kv_head;
     bool const observes = outlives_layer && adore::observes_attention<P>;
-    auto const copies = static_cast<std::size_t>(layers_of_weights());
+    std::size_t const copies =
+        reach() == adore::scope::model ? static_cast<std::size_t>(shape.layers) : 1;
     auto const heads = static_cast<std::size_t>(shape.sequences * shape.kv_heads);
     if (observes || options.exports_weights) {
       auto const stride = static_cast<std::size_t>(ledger_.view().stride);
@@ -162,7 +155,6 @@ class policy_cache final : public device_cache<T> {
   }
   void end_step_async(cudaStream_t stream) override {
     if (rebuild_) rebuild_->end_step_async(stream, ledger_.view());
-    for (event_owner const& decided : decided_) check(cudaStreamWaitEvent(stream, decided.get()));
     if (reach() == adore::scope::model) {
       adore::gpu::decide_async(
           stream,
@@ -250,8 +242,6 @@ class policy_cache final : public device_cache<T> {
   }
 
  private:
-  static constexpr adore::index_t layers_at_once = 2;  // in scope layer
-
   void listen(device_cache_options const& options, adore::index_t tokens) {
     if (options.controller == nullptr) {
       throw std::invalid_argument(std::string(P::name) +
@@ -289,24 +279,18 @@ class policy_cache final : public device_cache<T> {
     args.rebuilt = rebuilt;
     // the kernel before turns q and k; only one that appends rebuilt tokens writes to the cache
     args.overlaps = rebuilt_rows() == 0;
-    // who decided on the layer that had these weights before
-    auto const turn = static_cast<std::size_t>(layer % layers_of_weights());
-    bool const decides = reach() == adore::scope::layer;
-    if (decides && layer >= layers_of_weights()) {
-      check(cudaStreamWaitEvent(stream, decided_[turn].get()));
-    }
+    args.for_few_lanes = adore::gpu::has_few_lanes(ledger_.view());
+    auto const& books = ledger_.view();
     // one new token and at most 8 query heads per KV head: half of the kernels need not be compiled
-    adore::gpu::attend_async<Channels, 8>(stream, args, ledger_.view(), policy_);
-    if (!decides) return;
-    // nobody needs the decision before the next step: it runs beside what comes next
-    check(cudaEventRecord(forked_.get(), stream));
-    check(cudaStreamWaitEvent(side_.get(), forked_.get()));
-    adore::gpu::decide_async(side_.get(),
-                             ledger_.view(),
-                             policy_,
-                             layer,
-                             {.weights = args.weights, .key_norms = args.key_norms});
-    check(cudaEventRecord(decided_[turn].get(), side_.get()));
+    adore::gpu::attend_async<Channels, 8>(stream, args, books, policy_);
+    if (reach() == adore::scope::layer) {
+      adore::gpu::decide_async(
+          stream,
+          books,
+          policy_,
+          layer,
+          {.weights = args.weights, .key_norms = args.key_norms, .overlaps = true});
+    }
   }
   /// Layer by layer, ahead of the step's attention, K and V go to the host and come back.
   void move_beside(cudaStream_t stream) {
@@ -331,17 +315,12 @@ class policy_cache final : public device_cache<T> {
     view.tokens = count;
     return view;
   }
-  /// Layers whose weights there are at once: until the model is decided on, or until a layer is,
-  /// while the next one is attended.
-  adore::index_t layers_of_weights() const {
-    if (reach() == adore::scope::model) return store_.shape().layers;
-    return reach() == adore::scope::layer ? std::min(layers_at_once, store_.shape().layers) : 1;
-  }
-  /// The layer's floats of a buffer for so many.
+  /// The layer's floats of a buffer for all layers (scope model), or the buffer for one.
   template <class Buffer>
   auto part_of(Buffer& buffer, adore::index_t layer) const {
-    auto const layers = static_cast<std::size_t>(layers_of_weights());
-    std::size_t const which = static_cast<std::size_t>(layer) % layers;
+    std::size_t const layers =
+        reach() == adore::scope::model ? static_cast<std::size_t>(store_.shape().layers) : 1;
+    std::size_t const which = layers > 1 ? static_cast<std::size_t>(layer) : 0;
     return buffer.size() == 0 ? nullptr : buffer.data() + which * (buffer.size() / layers);
   }
 
@@ -352,12 +331,11 @@ class policy_cache final : public device_cache<T> {
   std::optional<adore::gpu::device_controller> controller_;  // of policies that take scores
   std::optional<adore::gpu::device_rebuild<P>> rebuild_;
   std::optional<adore::gpu::device_tier<T>> tier_;  // of the schedule restore
-  stream_owner side_;  // on which K and V move, or layers are decided on
+  stream_owner side_;                               // on which K and V move
   event_owner forked_;
   std::vector<event_owner> moved_;              // [layer]
-  std::vector<event_owner> decided_;            // [layer % layers_of_weights()], scope layer
-  adore::gpu::device_buffer<float> weights_;    // [such a layer, row, kv_head, slot] or empty
-  adore::gpu::device_buffer<float> key_norms_;  // [such a layer, row, kv_head] or empty
+  adore::gpu::device_buffer<float> weights_;    // [layer or 1, row, kv_head, slot] or empty
+  adore::gpu::device_buffer<float> key_norms_;  // [layer or 1, row, kv_head] or empty
 };
 
 }  // namespace llama_example::gpu

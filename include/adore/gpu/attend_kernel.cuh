@@ -9,11 +9,11 @@
 #include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/books_ahead.cuh"
 #include "adore/gpu/chunk_positions.cuh"
-#include "adore/gpu/launch.cuh"
 #include "adore/gpu/lane_attention.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/lane_exchange.cuh"
 #include "adore/gpu/lane_head.cuh"
+#include "adore/gpu/launch.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/tile_ring.cuh"
 #include "adore/gpu/warp.cuh"
@@ -95,7 +95,10 @@ __global__ void __launch_bounds__(
     lane.lane = ledger.lane(lane.row, args.layer, lane.head);
     lane.token = lane.row * ledger.max_new;
     lane.share = share_of(lane.books.lane.extent, plan);
-    if (plan.exchanges) lane.share.exchange = lane_exchange(ledger.exchange, first_lane);
+    if (plan.exchanges) {
+      lane.share.exchange =
+          lane_exchange(ledger.exchange, ledger.exchange_channels, first_lane, lane.share.blocks);
+    }
     if (fetched.requested() != number) ask_for(number, lane.books);
     if (positions.requested() != lane.lane) {
       ask_for_positions(number, lane.books.lane.extent, first_chunk);

@@ -20,13 +20,9 @@
 
 namespace adore::gpu::detail {
 
-/// A lane is cut into chunks by its slots alone, and chunks are merged in their order. How many
-/// blocks share them depends on the batch and changes no bit.
-inline constexpr index_t slots_per_chunk = 1024;
-inline constexpr index_t most_chunks = 16;
+inline constexpr index_t most_chunks = 16;  // of a lane, see `lane_cut`
 static_assert(most_chunks <= most_deciding_blocks);
-static_assert(most_chunks == lane_exchange::blocks);
-static_assert(lane_exchange::fewest_slots == slots_per_chunk * most_chunks / 2 + 1);
+static_assert(most_chunks == lane_exchange::most_chunks);
 inline constexpr int attend_warps_at_most = 8;
 inline constexpr index_t attend_stages_at_most = 12;  // halves of tiles
 /// Shares of up to so many slots have all that is fetched of the next lane at once.

@@ -11,7 +11,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -30,6 +29,9 @@ struct decide_args {
   index_t const* accepted = nullptr;  ///< [row] of the new tokens, how many stay; nullptr: all
   /// Scope model: the step is over with this decision, `advance_async` is not called.
   bool advances = false;
+  /// Reads the ledger while the kernel before it in the stream still runs; that one must not write
+  /// to it, and lets others begin (`attend_async` of lanes that it does not decide on).
+  bool overlaps = false;
 };
 
 namespace detail {
@@ -101,7 +103,6 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
                   index_t const blocks) {
   constexpr int together = OneWarp ? 4 : 2;  // slots that a thread looks at
   __shared__ decision_scratch<most_decide_threads / warp_threads> shared;
-  let_next_begin();
   auto const row = static_cast<index_t>(blockIdx.y);
   auto lane_head = static_cast<index_t>(blockIdx.x);
   lane_share share{.one_warp = OneWarp};
@@ -119,6 +120,8 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
   index_t const lane = ledger.lane(row, layer, lane_head);
   first_slots<together, P> const slots(ledger, lane, share);
   step_books const books = books_at(ledger, row, lane);
+  wait_for_previous();
+  let_next_begin();  // which then finds all done that was enqueued before this kernel
   index_t const count = books.row.count;
   index_t const accepted = args.accepted == nullptr ? count : args.accepted[row];
   if (count == 0 || accepted == 0) return;
@@ -200,15 +203,16 @@ void launch_decision(cudaStream_t stream,
                      index_t blocks) {
   index_t const heads = ledger.lane_heads();
   index_t const warps = threads / warp_threads;
-  cudaLaunchAttribute cluster = clusters_of(static_cast<unsigned>(blocks));
+  cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
   config.gridDim =
       dim3(static_cast<unsigned>(OneWarp ? (heads + warps - 1) / warps : heads * blocks),
            static_cast<unsigned>(ledger.row_count));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = blocks > 1 ? 1 : 0;
+  config.attrs = attributes;
+  if (blocks > 1) attributes[config.numAttrs++] = clusters_of(static_cast<unsigned>(blocks));
+  if (args.overlaps) attributes[config.numAttrs++] = may_overlap();
   check(
       cudaLaunchKernelEx(&config, decide_kernel<OneWarp, P>, ledger, policy, layer, args, blocks));
 }
@@ -245,13 +249,16 @@ void decide_async(cudaStream_t stream,
         stream, ledger, policy, layer, args, detail::one_warp_threads, /*blocks=*/1);
     return;
   }
-  // two slots per thread, as long as there are multiprocessors for the lanes
-  index_t const threads =
-      std::clamp((ledger.slots / 2 + 127) / 128 * 128, 128, detail::most_decide_threads);
+  // two slots per thread, as long as the lanes leave room for that
   index_t const lanes = ledger.row_count * ledger.lane_heads();
+  auto const processors = static_cast<index_t>(detail::multiprocessors());
+  index_t threads = 128;
+  while (threads < detail::most_decide_threads && 2 * threads < ledger.slots &&
+         lanes * threads < 256 * processors) {
+    threads *= 2;
+  }
   index_t blocks = 1;
-  while (blocks < 8 && 2 * threads * blocks < ledger.slots &&
-         2 * blocks * lanes <= detail::multiprocessors()) {
+  while (blocks < 8 && 2 * threads * blocks < ledger.slots && 2 * blocks * lanes <= processors) {
     blocks *= 2;
   }
   detail::launch_decision<false>(stream, ledger, policy, layer, args, threads, blocks);

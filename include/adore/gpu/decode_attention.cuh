@@ -9,8 +9,8 @@
 #include "adore/gpu/attend_kernel.cuh"
 #include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/lane_cut.cuh"
 #include "adore/gpu/lane_decision.cuh"
-#include "adore/gpu/lane_exchange.cuh"
 #include "adore/gpu/launch.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/top_k_attention.cuh"
@@ -77,49 +77,17 @@ void launch_attention(cudaStream_t stream,
                       attend_args<T, View, Guests> const& args,
                       ledger_view<P> const& ledger,
                       P const& policy) {
-  index_t chunks = 1;
-  while (chunks * slots_per_chunk < ledger.slots && chunks < most_chunks) chunks *= 2;
-  index_t const lanes = ledger.row_count * ledger.kv_heads;
   auto const processors = static_cast<index_t>(multiprocessors());
-  constexpr int at_most = attend_warps_per_multiprocessor<T, Channels, QueryRows>;
-  // More warps share what is done once per lane, such as its logits; 16 rows leave room for few.
-  int const warps = ledger.slots <= most_double_slots ? 2 : QueryRows > tile_queries ? 4 : 8;
-  bool const exchanges = ledger.exchange != nullptr && Channels <= lane_exchange::most_channels;
-  auto const planned = [&](index_t blocks) {
-    // No more blocks on a multiprocessor than it takes to hold all lanes: these get longer rings.
-    // But a cluster may find some multiprocessors taken, so that two of its blocks should fit on
-    // one.
-    index_t const all = (lanes * blocks + processors - 1) / processors;
-    bool const is_cluster = blocks > 1 && !exchanges;
-    int const wanted = std::max(is_cluster ? 2 : 1, static_cast<int>(all));
-    return plan_attention(args,
-                          ledger,
-                          Channels,
-                          QueryRows,
-                          chunks,
-                          blocks,
-                          warps,
-                          std::min(at_most / warps, wanted),
-                          static_cast<int>(sizeof(attend_shared<QueryRows>)));
-  };
-  // A block alone needs to wait for no other: lanes are shared only to occupy the multiprocessors,
-  // or to have room for rings.
-  index_t blocks = 1;
-  attend_plan plan = planned(blocks);
-  while (blocks < chunks && (lanes * blocks < 2 * processors || plan.stages < 2)) {
-    blocks *= 2;
-    plan = planned(blocks);
-  }
-  // Sixteen blocks meet in device memory, where the ledger has some, or they would wait for a whole
-  // part of the chip; if there is room for rings, eight do.
-  if (blocks == lane_exchange::blocks && exchanges) {
-    plan.exchanges = true;
-  } else if (blocks > 8 && plan.resident == 1) {
-    if (attend_plan const smaller = planned(8); smaller.stages >= 2) {
-      blocks = 8;
-      plan = smaller;
-    }
-  }
+  constexpr int most_warps = attend_warps_per_multiprocessor<T, Channels, QueryRows>;
+  lane_cut const cut = lane_cut_of(ledger.slots, QueryRows, most_warps, args.for_few_lanes);
+  attend_plan const plan = plan_launch(args,
+                                       ledger,
+                                       Channels,
+                                       QueryRows,
+                                       most_warps,
+                                       cut,
+                                       processors,
+                                       static_cast<int>(sizeof(attend_shared<QueryRows>)));
   if (plan.stages < 1) {
     throw std::invalid_argument(
         "adore: attend_async: " + std::to_string(ledger.slots) + " slots with " +
@@ -130,19 +98,28 @@ void launch_attention(cudaStream_t stream,
   if constexpr (QueryRows <= tile_queries && !Guests::has_guests) {
     if (has_one_query(plan, ledger.max_new)) {
       launch_planned<Channels, QueryRows>(
-          stream, args, ledger, policy, one_query_plan{plan}, warps, processors);
+          stream, args, ledger, policy, one_query_plan{plan}, cut.warps, processors);
       return;
     }
   }
-  launch_planned<Channels, QueryRows>(stream, args, ledger, policy, plan, warps, processors);
+  launch_planned<Channels, QueryRows>(stream, args, ledger, policy, plan, cut.warps, processors);
 }
 
 }  // namespace detail
 
+/// Whether a ledger has so few lanes that `attend_args::for_few_lanes` is faster, on an H100.
+template <class P>
+bool has_few_lanes(ledger_view<P> const& ledger) {
+  index_t const lanes = ledger.row_count * ledger.kv_heads;
+  if (ledger.slots <= detail::most_double_slots) return lanes <= 128;
+  return ledger.slots <= detail::most_slots_of_chunk && lanes <= 32;
+}
+
 /// Appends, attends and, in scope kv_head, decides: one launch for one layer of all rows.
 ///
 /// The number of query heads may be 1 to 16 times that of KV heads, a step may bring up to 16
-/// tokens per row. Query j sees the tokens up to position next + j.
+/// tokens per row. Query j sees the tokens up to position next + j. The bits of a row depend on its
+/// lanes, on the ledger's slots and on `for_few_lanes`, not on the rows around it nor their number.
 ///
 /// @tparam Channels       per head: 64, 96, 128, 256 and other multiples of 32 (16 for float)
 /// @tparam MostQueryRows  K and V are read once per 16 query rows (queries x query heads of a KV
@@ -152,7 +129,7 @@ void launch_attention(cudaStream_t stream,
 ///         weights do not fit into shared memory (more than about 50,000 slots x query rows of a
 ///         KV head per block; a lane is shared by up to 16 blocks), cuda_error
 /// Stream: asynchronous, capturable; launches for one ledger must follow one another.
-/// Memory: shared memory, and where at most 16 lanes have over 8192 slots what the ledger holds for
+/// Memory: shared memory, and where at most 64 lanes have over 1024 slots what the ledger holds for
 ///         them.
 /// Needs:  compute capability 9.0 (clusters).
 template <int Channels,

@@ -89,7 +89,8 @@ class device_ledger {
         attended <= detail::lane_exchange::most_lanes &&
         shape.slots >= detail::lane_exchange::fewest_slots) {
       exchange_ = device_buffer<unsigned char>(static_cast<std::size_t>(attended) *
-                                               detail::lane_exchange::bytes);
+                                               detail::lane_exchange::bytes(shape.channels));
+      view_.exchange_channels = shape.channels;
       clear(exchange_);
     }
     written_ = device_buffer<unsigned long long>(1);

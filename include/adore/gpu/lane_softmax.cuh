@@ -43,74 +43,65 @@ class lane_softmax {
   /// Of several chunks: merges the warps' parts of one, and tells all blocks its peaks.
   __device__ __forceinline__ void close_chunk(lane_of_step const& of, index_t pass, index_t chunk) {
     index_t const warps = warps_in_block();
+    index_t const warp = warp_in_block();
     auto const thread = static_cast<index_t>(threadIdx.x);
     auto const threads = static_cast<index_t>(blockDim.x);
     index_t const rows = rows_.rows(of, pass);
     index_t const local = chunk - static_cast<index_t>(of.share.rank) * plan_.block_chunks;
     lane_exchange const exchange = of.share.exchange;
+    // each warp finds the peaks of all rows, and tells one block
+    for_merged(&shared_.warp_peak[0][0], warps, rows, [&](index_t r, softmax_so_far const& all) {
+      shared_.lse[warp][r] = all.highest;
+      float2 const peak{all.highest, all.sum};
+      if (exchange.there()) {
+        if (warp == 0) exchange.peaks()[chunk * peaks_apart + r] = peak;
+        return;
+      }
+      for (index_t b = warp; b < static_cast<index_t>(of.share.blocks); b += warps) {
+        *shared_of(chunk_peaks_ + chunk * peaks_apart + r, static_cast<unsigned>(b)) = peak;
+      }
+    });
     float* const parts = exchange.there() ? exchange.parts() + chunk * plan_.rows * Channels
                                           : chunk_parts_ + local * plan_.rows * Channels;
 #pragma unroll 1
     for (index_t i = thread; i < rows * pairs; i += threads) {
       index_t const r = i / pairs;
       index_t const c = i % pairs * 2;
-      softmax_so_far const all = merged_warps(r);
-      float2 x{0.0F, 0.0F};
-#pragma unroll 1
-      for (index_t w = 0; w < warps; ++w) {
-        add_part(x,
-                 shared_.warp_peak[w][r].x,
-                 all.highest,
-                 *reinterpret_cast<float2*>(parts_ + (w * plan_.rows + r) * Channels + c));
-      }
-      *reinterpret_cast<float2*>(parts + r * Channels + c) = x;
+      *reinterpret_cast<float2*>(parts + r * Channels + c) =
+          sum_of_warps(r, c, shared_.lse[warp][r]);
     }
-    if (exchange.there()) {
-      if (thread < rows) {
-        softmax_so_far const all = merged_warps(thread);
-        exchange.peaks()[chunk * peaks_apart + thread] = {all.highest, all.sum};
-      }
-      sync_lane(of.share);
-      for (index_t i = thread; i < plan_.chunks * peaks_apart; i += threads) {
-        chunk_peaks_[i] = exchange.peaks()[i];
-      }
+    if (local + 1 < plan_.block_chunks) {
       __syncthreads();
       return;
     }
-    for (index_t i = thread; i < rows * static_cast<index_t>(of.share.blocks); i += threads) {
-      index_t const r = i % rows;
-      softmax_so_far const all = merged_warps(r);
-      *shared_of(chunk_peaks_ + chunk * peaks_apart + r, static_cast<unsigned>(i / rows)) = {
-          all.highest, all.sum};
+    sync_lane(of.share);
+    if (!exchange.there()) return;
+    for (index_t i = thread; i < plan_.chunks * peaks_apart; i += threads) {
+      chunk_peaks_[i] = exchange.peaks()[i];
     }
-    if (local + 1 == plan_.block_chunks) {
-      sync_lane(of.share);
-    } else {
-      __syncthreads();
-    }
+    __syncthreads();
   }
 
   /// Each warp learns the rows' log-sum-exp; then outputs are written.
   __device__ __forceinline__ void merge(lane_of_step const& of, index_t pass) {
-    index_t const warps = warps_in_block();
-    int const warp = warp_in_block();
+    index_t const warp = warp_in_block();
     lane_share const& share = of.share;
     index_t const rows = rows_.rows(of, pass);
     bool const one_chunk = plan_.chunks == 1;
-    if (index_t const r = lane_in_warp(); r < rows) {
-      softmax_so_far const all =
-          one_chunk ? merged_warps(r) : merged(chunk_peaks_ + r, plan_.chunks);
-      float const lse = all.highest + log2f(all.sum);
-      // weights of a row that has seen nothing are 0, not NaN
-      shared_.lse[warp][r] = all.sum > 0.0F ? lse : 0.0F;
-      if (args_.lse != nullptr && share.rank == 0 && warp == 0) {
-        index_t const at = pass * plan_.rows + r;
-        args_
-            .lse[static_cast<std::int64_t>(rows_.token_of(of, rows_.query_of(at))) * args_.q.heads +
-                 rows_.head_of(of, at)] = lse * 0.6931471805599453F;
-      }
-    }
-    __syncwarp();
+    for_merged(
+        one_chunk ? &shared_.warp_peak[0][0] : chunk_peaks_,
+        one_chunk ? warps_in_block() : plan_.chunks,
+        rows,
+        [&](index_t r, softmax_so_far const& all) {
+          float const lse = all.highest + log2f(all.sum);
+          // weights of a row that has seen nothing are 0, not NaN
+          shared_.lse[warp][r] = all.sum > 0.0F ? lse : 0.0F;
+          if (args_.lse == nullptr || share.rank != 0 || warp != 0) return;
+          index_t const at = pass * plan_.rows + r;
+          index_t const token = rows_.token_of(of, rows_.query_of(at));
+          args_.lse[static_cast<std::int64_t>(token) * args_.q.heads + rows_.head_of(of, at)] =
+              lse * 0.6931471805599453F;
+        });
     auto const threads = static_cast<index_t>(blockDim.x);
 #pragma unroll 1
     for (index_t i = static_cast<index_t>(share.rank) * threads + static_cast<index_t>(threadIdx.x);
@@ -121,13 +112,7 @@ class lane_softmax {
       float const lse = shared_.lse[warp][r];
       float2 x{0.0F, 0.0F};
       if (one_chunk) {
-#pragma unroll 1
-        for (index_t w = 0; w < warps; ++w) {
-          add_part(x,
-                   shared_.warp_peak[w][r].x,
-                   lse,
-                   *reinterpret_cast<float2*>(parts_ + (w * plan_.rows + r) * Channels + c));
-        }
+        x = sum_of_warps(r, c, lse);
       } else {
         // some at once, since each comes from far
 #pragma unroll 4
@@ -167,20 +152,57 @@ class lane_softmax {
   struct softmax_so_far {
     float highest, sum;  // base 2
   };
-  /// @param peaks  the first of `count`, `peaks_apart`
-  __device__ __forceinline__ softmax_so_far merged(float2 const* peaks, index_t count) const {
-    softmax_so_far all{keep_never, 0.0F};
+  /// Merges the peaks of each row, and calls `use(row, merged)` in a thread of the warp per row.
+  /// All threads of the warp call it, and what `use` wrote is then visible to them.
+  ///
+  /// @param peaks  [source, row], sources `peaks_apart`
+  /// @param sources  at most 16
+  template <class Use>
+  __device__ __forceinline__ void for_merged(float2 const* peaks,
+                                             index_t sources,
+                                             index_t rows,
+                                             Use&& use) const {
+    constexpr index_t beside = 8;  // threads, each with up to two sources of a row
+    static_assert(attend_warps_at_most <= beside && most_chunks <= 2 * beside);
+    index_t const own = lane_in_warp() % beside;
 #pragma unroll 1
-    for (index_t i = 0; i < count; ++i) all.highest = fmaxf(all.highest, peaks[i * peaks_apart].x);
-#pragma unroll 1
-    for (index_t i = 0; i < count; ++i) {
-      float2 const peak = peaks[i * peaks_apart];
-      if (peak.x != keep_never) all.sum += exp2_fast(peak.x - all.highest) * peak.y;
+    for (index_t first = 0; first < rows; first += warp_threads / beside) {
+      index_t const r = first + lane_in_warp() / beside;
+      float2 of[2];
+#pragma unroll
+      for (index_t k = 0; k < 2; ++k) {
+        index_t const source = own + k * beside;
+        of[k] = r < rows && source < sources ? peaks[source * peaks_apart + r]
+                                             : float2{keep_never, 0.0F};
+      }
+      softmax_so_far all{fmaxf(of[0].x, of[1].x), 0.0F};
+#pragma unroll
+      for (int width = 1; width < beside; width *= 2) {
+        all.highest = fmaxf(all.highest, __shfl_xor_sync(whole_warp, all.highest, width));
+      }
+#pragma unroll
+      for (float2 const& peak : of) {
+        if (peak.x != keep_never) all.sum += exp2_fast(peak.x - all.highest) * peak.y;
+      }
+#pragma unroll
+      for (int width = 1; width < beside; width *= 2) {
+        all.sum += __shfl_xor_sync(whole_warp, all.sum, width);
+      }
+      if (own == 0 && r < rows) use(r, all);
     }
-    return all;
+    __syncwarp();
   }
-  __device__ __forceinline__ softmax_so_far merged_warps(index_t r) const {
-    return merged(&shared_.warp_peak[0][r], warps_in_block());
+  /// The warps' outputs of two channels of a row, relative to `to`.
+  __device__ __forceinline__ float2 sum_of_warps(index_t r, index_t c, float to) const {
+    float2 x{0.0F, 0.0F};
+#pragma unroll 2
+    for (index_t w = 0; w < warps_in_block(); ++w) {
+      add_part(x,
+               shared_.warp_peak[w][r].x,
+               to,
+               *reinterpret_cast<float2 const*>(parts_ + (w * plan_.rows + r) * Channels + c));
+    }
+    return x;
   }
   /// Adds outputs that are relative to `peak` to those relative to `to`.
   static __device__ __forceinline__ void add_part(float2& sum, float peak, float to, float2 part) {

@@ -80,6 +80,7 @@ struct ledger_view {
   row_books* rows = nullptr;                // [row]
   unsigned* lanes_without_room = nullptr;   // how often a coming token found no slot
   unsigned char* exchange = nullptr;        // of few long lanes, see `lane_exchange`
+  index_t exchange_channels = 0;            // of a head, at most
   ring_view released{};
   past_view past{};
   slot_state_of<P>* past_states = nullptr;  // [row, token], see `remembers_states`

@@ -2,10 +2,10 @@
 // Rotary position embedding on the device, in both pair layouts, exact for large positions.
 #pragma once
 
-#include "adore/gpu/launch.cuh"
 #include "adore/gpu/device_buffer.cuh"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/kv_rows.cuh"
+#include "adore/gpu/launch.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/kv_view.hpp"
 #include "adore/positions/rope.hpp"

@@ -50,6 +50,7 @@ std::vector<T> random_elements(std::size_t count, std::uint64_t seed, float scal
 struct attention_shape {
   index_t rows = 3, kv_heads = 2, group = 1, slots = 40, max_new = 1;
   float apart = 0.0F;  ///< added to all elements of keys, taken from those of queries
+  bool for_few_lanes = false;
 };
 
 /// Positions, K and V of all rows of one layer, and the new tokens' q, k and v.
@@ -100,7 +101,8 @@ struct attention_case {
             .keys = keys_view(),
             .values = values_view(),
             .out = {out.data(), tokens, heads, Channels},
-            .lse = lse.data()};
+            .lse = lse.data(),
+            .for_few_lanes = shape.for_few_lanes};
   }
 
   T const* key(index_t row, index_t head, index_t slot) const {

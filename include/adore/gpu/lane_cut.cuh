@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// How decode attention cuts a lane: into chunks and warps by its shape alone, so that the bits of a
+// row do not depend on the batch around it; and over how many blocks, which changes no bit.
+#pragma once
+
+#include "adore/gpu/attend_args.cuh"
+#include "adore/gpu/attention_plan.cuh"
+#include "adore/gpu/lane_exchange.cuh"
+#include "adore/gpu/ledger_view.cuh"
+#include "adore/gpu/narrow_fragments.cuh"
+#include "adore/types.hpp"
+
+#include <algorithm>
+
+namespace adore::gpu::detail {
+
+inline constexpr index_t most_slots_of_chunk = 1024;
+
+/// Chunks are merged in their order. More of them occupy the chip with fewer lanes, but each is
+/// merged: a lane of a large batch should have few. More warps in a block share what is done once
+/// per lane, such as its logits; but short lanes have few tiles for each.
+struct lane_cut {
+  index_t chunks = 1;  // a power of two
+  int warps = 2;       // of a block, an even number
+};
+
+/// @param most_warps  of a multiprocessor
+inline lane_cut lane_cut_of(index_t slots, index_t query_rows, int most_warps, bool for_few_lanes) {
+  // 16 rows leave less room
+  int const warps = query_rows > tile_queries ? 4 : attend_warps_at_most;
+  if (slots > 8192) return {most_chunks, warps};
+  if (slots > 2048) return {8, warps};
+  if (slots > most_slots_of_chunk) return {4, warps};
+  bool const is_short = slots <= most_double_slots;
+  if (for_few_lanes) return {is_short ? 1 : 4, warps};
+  if (is_short) return {1, 2};
+  return {1, slots < 512 && most_warps >= 12 ? std::min(warps, 6) : warps};
+}
+
+/// Chooses how many blocks share a lane, and how they meet. A block alone needs to wait for no
+/// other: lanes are shared only to occupy the multiprocessors, nine of ten at least, or to have
+/// room for rings.
+///
+/// @param processors    of the chip
+/// @param static_bytes  of a block's shared memory
+template <class P, class T, class View, class Guests>
+attend_plan plan_launch(attend_args<T, View, Guests> const& args,
+                        ledger_view<P> const& ledger,
+                        index_t channels,
+                        index_t query_rows,
+                        int most_warps,
+                        lane_cut cut,
+                        index_t processors,
+                        int static_bytes) {
+  index_t const lanes = ledger.row_count * ledger.kv_heads;
+  // Blocks that share lanes and take more than half of the chip meet in device memory, if the
+  // ledger has some. A cluster lies in one part of the chip: fewer find a place than there is room
+  // for their blocks, and some multiprocessors get two of these while others have none.
+  auto const exchanges = [&](index_t blocks) {
+    return blocks > 1 && 2 * lanes * blocks > processors && ledger.exchange != nullptr &&
+           channels <= ledger.exchange_channels;
+  };
+  auto const planned = [&](index_t blocks) {
+    // No more blocks on a multiprocessor than it takes to hold all lanes: these get longer rings.
+    // But where clusters are many, or one fills a part of the chip, they find some multiprocessors
+    // taken, so that two of their blocks should fit on one.
+    index_t const all = (lanes * blocks + processors - 1) / processors;
+    bool const is_tight = blocks > 8 || 2 * lanes * blocks > processors;
+    bool const by_pairs = blocks > 1 && !exchanges(blocks) && is_tight;
+    int const wanted = std::max(by_pairs ? 2 : 1, static_cast<int>(all));
+    attend_plan plan = plan_attention(args,
+                                      ledger,
+                                      channels,
+                                      query_rows,
+                                      cut.chunks,
+                                      blocks,
+                                      cut.warps,
+                                      std::min(most_warps / cut.warps, wanted),
+                                      static_bytes);
+    plan.exchanges = exchanges(blocks);
+    return plan;
+  };
+  attend_plan plan = planned(1);
+  while (plan.blocks < cut.chunks &&
+         (10 * lanes * plan.blocks < 9 * processors || plan.stages < 2)) {
+    plan = planned(2 * plan.blocks);
+  }
+  // Sixteen blocks of a cluster would wait for a whole part of the chip; if there is room for
+  // rings, eight do.
+  if (!plan.exchanges && plan.blocks > 8 && plan.resident == 1) {
+    attend_plan const smaller = planned(8);
+    if (smaller.stages >= 2) return smaller;
+  }
+  return plan;
+}
+
+}  // namespace adore::gpu::detail
