@@ -75,14 +75,20 @@ def plot(times, folder):
     families = {family: sorted(slots) for family, slots in families.items() if len(slots) > 1}
     figure, axes = plt.subplots(1, len(families), figsize=(6 * len(families), 4.5), squeeze=False)
     for axis, (family, slots) in zip(axes[0], families.items()):
-        for name in PLOTTED:
-            points = [(n, times[name][f"{family}x{n}"]) for n in slots
-                      if f"{family}x{n}" in times.get(name, {})]
-            if points:
-                axis.loglog(*zip(*points), marker="o", label=name)
+        reading = times["read"]
+        for name in PLOTTED[1:]:
+            at = [n for n in slots if f"{family}x{n}" in times.get(name, {})]
+            if at:
+                axis.semilogx(at, [times[name][shape] / reading[shape]
+                                   for shape in (f"{family}x{n}" for n in at)],
+                              marker="o", label=name)
+        apart = [n for n, following in zip(slots, slots[1:] + [None])
+                 if following is None or following > 1.2 * n]
+        axis.set_xticks(apart, [str(n) for n in apart])
+        axis.minorticks_off()
         axis.set(title=f"{family} (sequences x query/KV heads)", xlabel="slots",
-                 ylabel="µs per layer")
-        axis.grid(True, which="both", alpha=0.3)
+                 ylabel="time / reading K and V once")
+        axis.grid(True, alpha=0.3)
         axis.legend()
     figure.tight_layout()
     for kind in ("png", "svg"):
