@@ -155,7 +155,7 @@ class lane_softmax {
   /// Merges the peaks of each row, and calls `use(row, merged)` in a thread of the warp per row.
   /// All threads of the warp call it, and what `use` wrote is then visible to them.
   ///
-  /// @param peaks  [source, row], sources `peaks_apart`
+  /// @param peaks    [source, row], sources `peaks_apart` from each other
   /// @param sources  at most 16
   template <class Use>
   __device__ __forceinline__ void for_merged(float2 const* peaks,
