@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The strongest keys of a query, and one set for all layers.
+// The strongest keys of a query.
 #include "adore/attention/top_k.hpp"
 
 #include "support/literal_sets.hpp"
@@ -26,12 +26,6 @@ position_list top(std::vector<float> const& scores, index_t count, bool always_l
   return chosen;
 }
 
-std::vector<float> layer(position_list const& weights) {
-  std::vector<float> result;
-  for (int const w : weights) result.push_back(static_cast<float>(w) / 16.0F);
-  return result;
-}
-
 }  // namespace
 
 TEST_CASE("among equal scores the newest is among the strongest") {
@@ -53,18 +47,6 @@ TEST_CASE("the strongest keys equal the literal ones") {
       CHECK(top(scores, count, self) == literal::top_k(scores, count, self));
     }
   }
-}
-
-TEST_CASE("one set for all layers: by votes, then mass, then age") {
-  std::vector<std::vector<float>> const weights{
-      layer({5, 1, 4, 0, 3, 3}), layer({6, 2, 1, 0, 4, 3}), layer({1, 5, 2, 0, 2, 6})};
-  CHECK(uniform_top_k(weights, 4) == position_list{0, 5, 4, 1});
-  CHECK(uniform_top_k(weights, 6).size() == 6);
-  CHECK(uniform_top_k(weights, 9).size() == 6);
-  // where all layers agree only half the set has votes; mass fills the rest
-  std::vector<std::vector<float>> const agreed{weights[0], weights[0]};
-  CHECK(uniform_top_k(agreed, 4) == position_list{0, 2, 5, 4});
-  CHECK(uniform_top_k({}, 4).empty());
 }
 
 }  // namespace adore::testing

@@ -22,7 +22,7 @@ constexpr char const* word_of(top_k_scope agreed) noexcept {
 /// Lets each query attend the `count` keys that it attends most in full attention.
 ///
 /// Source:  arXiv:2407.02328, section 2.2 and appendix B; policies.md 9. A set for the whole model
-///          needs all layers first: see `uniform_top_k` in attention/top_k.hpp.
+///          needs all layers first: see `uniform_labels` in controller/labels.hpp.
 /// Differs: a budget of m sets count = m + 1, what a query attends at that budget elsewhere.
 /// State:   none, but all K/V: a bound, not a saving.
 struct dynamic_top_k {
