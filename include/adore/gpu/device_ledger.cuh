@@ -33,7 +33,9 @@ namespace adore::gpu {
 template <eviction_policy P>
 class device_ledger {
  public:
-  /// @param shape    rows, layers, KV heads and slots per lane; channels are not looked at
+  /// @param shape    rows, layers, KV heads and slots per lane; channels of the keys to attend, or
+  ///                 0: up to 64 lanes of over 1024 slots get memory, 1 KB per lane and channel, in
+  ///                 which the blocks that share them meet; without it they are slower
   /// @param max_new  new tokens that a step may bring per row
   /// @param ring     releases that are remembered for the host; 0: none
   /// @param guests   slots of a lane for released tokens that are back, see `device_rebuild`
