@@ -174,6 +174,10 @@ TEST_CASE("few lanes that are cut finer are as exact") {
     check_step<__nv_bfloat16, 128>(policy, shape, seed + 1);
     check_step<float, 64>(policy, shape, seed + 2);
   }
+  // two blocks share a lane: each has two chunks that would fit into one
+  attention_shape several{40, 2, 4, 300, 1};
+  several.for_few_lanes = true;
+  check_step<__nv_bfloat16, 128>(h2o{.heavy = 10, .recent = 20}, several, 430);
 }
 
 TEST_CASE("blocks that meet in device memory put out the bits of a cluster") {

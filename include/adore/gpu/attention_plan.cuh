@@ -197,7 +197,8 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
                 "adore::gpu: a slot's state must have a multiple of 4 bytes");
   bool const has_use_of_states =
       decides && !std::is_empty_v<state> && plan.block_slots <= most_fetched_slots;
-  plan.positions_with_head = plan.block_slots <= most_double_slots;
+  // the buffers of positions hold a chunk each
+  plan.positions_with_head = plan.block_chunks == 1 && plan.block_slots <= most_double_slots;
   plan.doubled = has_use_of_states && plan.positions_with_head;
   plan.states_bytes = static_cast<int>(sizeof(state)) * plan.block_slots;
   int const parts = floats(warps * plan.rows * channels);
