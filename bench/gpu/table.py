@@ -74,8 +74,8 @@ def plot(times, folder):
         families.setdefault(family, []).append(int(slots))
     families = {family: sorted(slots) for family, slots in families.items() if len(slots) > 1}
     figure, axes = plt.subplots(1, len(families), figsize=(6 * len(families), 4.5), squeeze=False)
+    reading = times["read"]
     for axis, (family, slots) in zip(axes[0], families.items()):
-        reading = times["read"]
         for name in PLOTTED[1:]:
             at = [n for n in slots if f"{family}x{n}" in times.get(name, {})]
             if at:

@@ -20,9 +20,8 @@
 
 namespace adore::gpu::detail {
 
-inline constexpr index_t most_chunks = 16;  // of a lane, see `lane_cut`
+inline constexpr index_t most_chunks = lane_exchange::most_chunks;  // of a lane, see `lane_cut`
 static_assert(most_chunks <= most_deciding_blocks);
-static_assert(most_chunks == lane_exchange::most_chunks);
 inline constexpr int attend_warps_at_most = 8;
 inline constexpr index_t attend_stages_at_most = 12;  // halves of tiles
 /// Shares of up to so many slots have all that is fetched of the next lane at once.

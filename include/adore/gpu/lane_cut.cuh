@@ -5,7 +5,6 @@
 
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/attention_plan.cuh"
-#include "adore/gpu/lane_exchange.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/narrow_fragments.cuh"
 #include "adore/types.hpp"
@@ -65,8 +64,8 @@ attend_plan plan_launch(attend_args<T, View, Guests> const& args,
     // But where clusters are many, or one fills a part of the chip, they find some multiprocessors
     // taken, so that two of their blocks should fit on one.
     index_t const all = (lanes * blocks + processors - 1) / processors;
-    bool const is_tight = blocks > 8 || 2 * lanes * blocks > processors;
-    bool const by_pairs = blocks > 1 && !exchanges(blocks) && is_tight;
+    bool const is_cluster = blocks > 1 && !exchanges(blocks);
+    bool const by_pairs = is_cluster && (blocks > 8 || 2 * lanes * blocks > processors);
     int const wanted = std::max(by_pairs ? 2 : 1, static_cast<int>(all));
     attend_plan plan = plan_attention(args,
                                       ledger,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a launch asks for beside its grid (sm_90): clusters, and overlap with the kernel before it
-// in the stream (programmatic dependent launch), which is brought onto the chip, and may do what
-// does not depend on that one, before that one ends.
+// in the stream (programmatic dependent launch): it is brought onto the chip, and may do what does
+// not depend on that kernel, before that one ends.
 #pragma once
 
 #include "adore/gpu/error.cuh"
