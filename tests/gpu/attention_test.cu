@@ -66,6 +66,16 @@ TEST_CASE("lanes of thousands of slots are shared by several blocks") {
   }
 }
 
+TEST_CASE("lanes of thousands of slots have sixteen query rows") {
+  for (index_t const slots : {2048, 5000, 17000}) {
+    check_step<__nv_bfloat16, 128>(
+        h2o{.heavy = 10, .recent = 10}, {2, 1, 16, slots, 1}, static_cast<unsigned>(slots + 2));
+  }
+  // where blocks of eight warps would have no room, and of four
+  check_step<__nv_bfloat16, 256>(h2o{.heavy = 10, .recent = 10}, {2, 1, 16, 1000, 1}, 78);
+  check_step<__nv_bfloat16, 256>(h2o{.heavy = 10, .recent = 10}, {1, 1, 16, 30'000, 1}, 79);
+}
+
 TEST_CASE("blocks that take lane after lane, some of them idle, mix none of them up") {
   // more lanes than the device has room for at once, each seventh row idle
   check_step<__nv_bfloat16, 128>(h2o{.heavy = 100, .recent = 50}, {80, 4, 1, 200, 1}, 301);
@@ -163,7 +173,7 @@ TEST_CASE("a row's bits do not depend on the batch around it") {
 }
 
 TEST_CASE("few lanes that are cut finer are as exact") {
-  for (index_t const slots : {40, 200, 257, 300, 700, 1024}) {
+  for (index_t const slots : {40, 200, 257, 300, 700, 1024, 3000}) {
     attention_shape shape{2, 1, 4, slots, 1};
     shape.for_few_lanes = true;
     auto const seed = 400U + static_cast<unsigned>(slots);
@@ -173,6 +183,12 @@ TEST_CASE("few lanes that are cut finer are as exact") {
     shape.max_new = 3;
     check_step<__nv_bfloat16, 128>(policy, shape, seed + 1);
     check_step<float, 64>(policy, shape, seed + 2);
+  }
+  for (index_t const slots : {200, 1024, 2000, 4096}) {
+    attention_shape sixteen{2, 1, 16, slots, 1};
+    sixteen.for_few_lanes = true;
+    check_step<__nv_bfloat16, 128>(
+        h2o{.heavy = 10, .recent = 20}, sixteen, 440U + static_cast<unsigned>(slots));
   }
   // two blocks share a lane: each has two chunks that would fit into one
   attention_shape several{40, 2, 4, 300, 1};
@@ -307,9 +323,12 @@ TEST_CASE("attention that begins before queries and keys are turned puts out the
     attention_case<T, channels> c(shape, 61);
     gpu::device_ledger<h2o> books(
         policy, {shape.rows, layers, shape.kv_heads, shape.slots, channels}, scope::kv_head);
-    for (index_t row = 0; row < shape.rows; ++row) books.open_async(nullptr, row);
+    std::mt19937_64 engine(62);
+    for (index_t row = 0; row < shape.rows; ++row) {  // lanes that fill up while they are watched
+      books.restore(nullptr, row, random_books(books.view(), 120 + row % 20, 200, 140, engine));
+    }
     gpu::device_buffer<T> outs(layers * c.out.size());
-    for (int step = 0; step < 150; ++step) {
+    for (int step = 0; step < 12; ++step) {
       for (index_t layer = 0; layer < layers; ++layer) {
         auto args = c.args();
         args.layer = layer;  // all in the same store, which rotation does not write to

@@ -75,6 +75,7 @@ struct attend_plan {
   int arrivals = 0, parts = 0, chunk_parts = 0, chunk_peaks = 0, logits = 0, sums = 0, heads = 0,
       states = 0, positions = 0;
   int bytes = 0, states_bytes = 0, head_bytes = 0;
+  int warps = 2;                            ///< of a block
   static constexpr bool one_query = false;  ///< of each lane, all rows in one pass
 };
 
@@ -172,6 +173,7 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
                            int resident,
                            int static_bytes) {
   attend_plan plan;
+  plan.warps = warps;
   auto const floats = [](index_t count) { return static_cast<int>(sizeof(float)) * count; };
   plan.group = args.q.heads / ledger.kv_heads;
   index_t const all_rows = (ledger.max_new + args.rebuilt.most) * plan.group;

@@ -34,14 +34,14 @@ void launch_planned(cudaStream_t stream,
                     ledger_view<P> const& ledger,
                     P const& policy,
                     Plan plan,
-                    int warps,
                     index_t processors) {
   index_t const lanes = plan.schedule.lanes;
   auto* const kernel = attend_kernel<T, Channels, QueryRows, P, View, Guests, Plan>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes));
   cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
-  config.blockDim = dim3(static_cast<unsigned>(warps * warp_threads));
+  int const threads = plan.warps * warp_threads;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(plan.bytes);
   config.stream = stream;
   config.attrs = attributes;
@@ -50,7 +50,7 @@ void launch_planned(cudaStream_t stream,
     // without the attribute blocks are spread over all multiprocessors, with it they fill one after
     // the other
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-        &fit, kernel, warps * warp_threads, config.dynamicSmemBytes));
+        &fit, kernel, threads, config.dynamicSmemBytes));
     plan.schedule.clusters = evenly(lanes, std::max(index_t{1}, fit * processors / plan.blocks));
     if (plan.exchanges) {
       cudaLaunchAttribute& all_at_once = attributes[config.numAttrs++];
@@ -79,15 +79,15 @@ void launch_attention(cudaStream_t stream,
                       P const& policy) {
   auto const processors = static_cast<index_t>(multiprocessors());
   constexpr int most_warps = attend_warps_per_multiprocessor<T, Channels, QueryRows>;
-  lane_cut const cut = lane_cut_of(ledger.slots, QueryRows, most_warps, args.for_few_lanes);
-  attend_plan const plan = plan_launch(args,
-                                       ledger,
-                                       Channels,
-                                       QueryRows,
-                                       most_warps,
-                                       cut,
-                                       processors,
-                                       static_cast<int>(sizeof(attend_shared<QueryRows>)));
+  attend_plan const plan =
+      plan_launch(args,
+                  ledger,
+                  Channels,
+                  QueryRows,
+                  most_warps,
+                  lane_cut_of(ledger.slots, QueryRows, most_warps, args.for_few_lanes),
+                  processors,
+                  static_cast<int>(sizeof(attend_shared<QueryRows>)));
   if (plan.stages < 1) {
     throw std::invalid_argument(
         "adore: attend_async: " + std::to_string(ledger.slots) + " slots with " +
@@ -98,11 +98,11 @@ void launch_attention(cudaStream_t stream,
   if constexpr (QueryRows <= tile_queries && !Guests::has_guests) {
     if (has_one_query(plan, ledger.max_new)) {
       launch_planned<Channels, QueryRows>(
-          stream, args, ledger, policy, one_query_plan{plan}, cut.warps, processors);
+          stream, args, ledger, policy, one_query_plan{plan}, processors);
       return;
     }
   }
-  launch_planned<Channels, QueryRows>(stream, args, ledger, policy, plan, cut.warps, processors);
+  launch_planned<Channels, QueryRows>(stream, args, ledger, policy, plan, processors);
 }
 
 }  // namespace detail
@@ -111,8 +111,8 @@ void launch_attention(cudaStream_t stream,
 template <class P>
 bool has_few_lanes(ledger_view<P> const& ledger) {
   index_t const lanes = ledger.row_count * ledger.kv_heads;
-  if (ledger.slots <= detail::most_double_slots) return lanes <= 128;
-  return ledger.slots <= detail::most_slots_of_chunk && lanes <= 32;
+  if (ledger.slots <= detail::most_double_slots) return lanes <= 256;
+  return lanes <= (ledger.slots <= detail::most_slots_of_chunk ? 32 : 8);
 }
 
 /// Appends, attends and, in scope kv_head, decides: one launch for one layer of all rows.
@@ -127,7 +127,8 @@ bool has_few_lanes(ledger_view<P> const& ledger) {
 /// @throws std::logic_error if shapes do not fit together, std::invalid_argument for memory that
 ///         cannot be read in chunks of 16 bytes, or if the policy's
 ///         weights do not fit into shared memory (more than about 50,000 slots x query rows of a
-///         KV head per block; a lane is shared by up to 16 blocks), cuda_error
+///         KV head per block, 23,000 of 256 floats; a lane is shared by up to 16 blocks),
+///         cuda_error
 /// Stream: asynchronous, capturable; launches for one ledger must follow one another.
 /// Memory: shared memory, and where at most 64 lanes have over 1024 slots what the ledger holds for
 ///         them.

@@ -17,7 +17,8 @@ inline constexpr index_t most_slots_of_chunk = 1024;
 
 /// Chunks are merged in their order. More of them occupy the chip with fewer lanes, but each is
 /// merged: a lane of a large batch should have few. More warps in a block share what is done once
-/// per lane, such as its logits; but short lanes have few tiles for each.
+/// per lane, such as its logits; but short lanes have few tiles for each, and 16 rows leave room
+/// for fewer.
 struct lane_cut {
   index_t chunks = 1;  // a power of two
   int warps = 2;       // of a block, an even number
@@ -25,20 +26,23 @@ struct lane_cut {
 
 /// @param most_warps  of a multiprocessor
 inline lane_cut lane_cut_of(index_t slots, index_t query_rows, int most_warps, bool for_few_lanes) {
-  // 16 rows leave less room
-  int const warps = query_rows > tile_queries ? 4 : attend_warps_at_most;
-  if (slots > 8192) return {most_chunks, warps};
-  if (slots > 2048) return {8, warps};
-  if (slots > most_slots_of_chunk) return {4, warps};
-  bool const is_short = slots <= most_double_slots;
-  if (for_few_lanes) return {is_short ? 1 : 4, warps};
-  if (is_short) return {1, 2};
-  return {1, slots < 512 && most_warps >= 12 ? std::min(warps, 6) : warps};
+  int const warps = attend_warps_at_most;
+  int const fewer = query_rows > tile_queries ? 4 : warps;
+  if (slots > 8192) return {most_chunks, fewer};
+  if (slots > 4096) return {8, warps};
+  if (slots > most_slots_of_chunk) return {for_few_lanes ? 8 : 4, warps};
+  if (slots > most_double_slots) {
+    if (for_few_lanes) return {4, fewer};
+    if (slots < 512) return {1, most_warps >= 12 ? 6 : fewer};
+    return {1, warps};
+  }
+  if (for_few_lanes) return {1, most_warps / 2};
+  return {1, query_rows > tile_queries ? 4 : 2};
 }
 
 /// Chooses how many blocks share a lane, and how they meet. A block alone needs to wait for no
 /// other: lanes are shared only to occupy the multiprocessors, nine of ten at least, or to have
-/// room for rings.
+/// room for rings. If that would not do either, blocks have fewer warps.
 ///
 /// @param processors    of the chip
 /// @param static_bytes  of a block's shared memory
@@ -59,6 +63,10 @@ attend_plan plan_launch(attend_args<T, View, Guests> const& args,
     return blocks > 1 && 2 * lanes * blocks > processors && ledger.exchange != nullptr &&
            channels <= ledger.exchange_channels;
   };
+  index_t const row_bytes = channels * static_cast<index_t>(sizeof(T));
+  // a warp takes as long for a short row as for a long one, so that it takes two blocks of them to
+  // keep the memory busy
+  index_t const occupied = (row_bytes <= 128 ? 18 : 9) * processors;  // in tenths of blocks
   auto const planned = [&](index_t blocks) {
     // No more blocks on a multiprocessor than it takes to hold all lanes: these get longer rings.
     // But where clusters are many, or one fills a part of the chip, they find some multiprocessors
@@ -79,9 +87,11 @@ attend_plan plan_launch(attend_args<T, View, Guests> const& args,
     plan.exchanges = exchanges(blocks);
     return plan;
   };
+  // where each chunk has a block to itself, which no batch changes
+  if (cut.warps > 4 && planned(cut.chunks).stages < 2) cut.warps = 4;
+  if (planned(cut.chunks).stages < 1) cut.warps = 2;
   attend_plan plan = planned(1);
-  while (plan.blocks < cut.chunks &&
-         (10 * lanes * plan.blocks < 9 * processors || plan.stages < 2)) {
+  while (plan.blocks < cut.chunks && (10 * lanes * plan.blocks < occupied || plan.stages < 2)) {
     plan = planned(2 * plan.blocks);
   }
   // Sixteen blocks of a cluster would wait for a whole part of the chip; if there is room for
