@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Benchmarks of the device, beside PyTorch and FlashInfer if they are there:
-#   cmake [-D ADORE_FLASHINFER_INCLUDE=<folder>] -P cmake/bench_gpu.cmake
+#   cmake [-D ADORE_FLASHINFER_INCLUDE=<folder>] [-D "SHAPES=64x32/8x1024;..."]
+#         -P cmake/bench_gpu.cmake
+# Shapes are sequences x query heads/KV heads x slots; without any, those of attention_shapes.cuh.
 # Builds in build/, writes build/bench_gpu/{attention.json,stages.json,flashinfer.json,pytorch.csv,
 # table.md,*.png,*.svg}.
 cmake_minimum_required(VERSION 3.22)
@@ -36,8 +38,12 @@ set(programs ${names})
 list(TRANSFORM programs APPEND _bench)
 run(${CMAKE_COMMAND} --build ${build} --target ${programs})
 foreach(name IN LISTS names)
+  set(shapes ${SHAPES})
+  if(name STREQUAL "stages")
+    set(shapes "")
+  endif()
   run(${build}/bench/${name}_bench --benchmark_out=${results}/${name}.json
-      --benchmark_out_format=json)
+      --benchmark_out_format=json ${shapes})
 endforeach()
 execute_process(COMMAND python3 -c "import torch; assert torch.cuda.is_available()"
                 RESULT_VARIABLE no_torch OUTPUT_QUIET ERROR_QUIET)
@@ -45,7 +51,7 @@ if(no_torch)
   message("no PyTorch with a device here: the table goes without it")
   file(REMOVE ${results}/pytorch.csv)
 else()
-  execute_process(COMMAND python3 ${root}/bench/gpu/pytorch_attention.py
+  execute_process(COMMAND python3 ${root}/bench/gpu/pytorch_attention.py ${SHAPES}
                   OUTPUT_FILE ${results}/pytorch.csv ERROR_QUIET RESULT_VARIABLE status)
 endif()
 run(python3 ${root}/bench/gpu/table.py ${results})

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention with a policy inside, against the same kernel without one, and against reading
 // or copying the same bytes; one attention after the other, and each behind a matrix product, as in
-// a model. bf16, 128 channels.
+// a model. bf16, 128 channels. Usage: attention_bench [options of Google Benchmark] [shape]...
 #include "attention_shapes.cuh"
 #include "full_cache.cuh"
 #include "products.cuh"
@@ -16,6 +16,8 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <exception>
 #include <optional>
 #include <string>
 
@@ -135,10 +137,11 @@ void copying(benchmark::State& state, shape s) {
 }  // namespace
 }  // namespace adore::bench
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   using namespace adore;
   using namespace adore::bench;
-  for (shape const& s : attention_shapes) {
+  benchmark::Initialize(&argc, argv);
+  for (shape const& s : chosen_shapes(argc, argv)) {
     index_t const recent = s.slots / 4;
     h2o const heavy{.heavy = s.slots - 1 - recent, .recent = recent};
     add("read/" + s.name(), [s](benchmark::State& state) { reading(state, s); });
@@ -165,6 +168,8 @@ int main(int argc, char** argv) {
       attention(state, s, heavy, extra::none, before::product);
     });
   }
-  benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
+} catch (std::exception const& error) {
+  std::fprintf(stderr, "attention_bench: %s\n", error.what());
+  return 1;
 }

@@ -10,7 +10,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdio>
+#include <iterator>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace adore::bench {
 
@@ -49,6 +53,30 @@ inline constexpr shape attention_shapes[] = {{64, 32, 32, 193},
                                              {1, 32, 8, 4096},
                                              {1, 32, 8, 32768},
                                              {1, 64, 8, 32768}};
+
+/// Those named behind the program's options, such as 64x128/8x1024, or all of the above. After
+/// `benchmark::Initialize`, which takes the options away.
+///
+/// @throws std::invalid_argument naming what is no shape
+inline std::vector<shape> chosen_shapes(int argc, char const* const* argv) {
+  std::vector<shape> chosen;
+  for (int i = 1; i < argc; ++i) {
+    shape s{};
+    int end = 0;
+    int const found =
+        std::sscanf(argv[i], "%dx%d/%dx%d%n", &s.sequences, &s.heads, &s.kv_heads, &s.slots, &end);
+    if (found != 4 || argv[i][end] != '\0' || s.sequences < 1 || s.kv_heads < 1 || s.slots < 2 ||
+        s.heads < s.kv_heads || s.heads % s.kv_heads != 0) {
+      throw std::invalid_argument(
+          std::string(argv[i]) +
+          ": not a shape, sequences x query heads/KV heads x slots, such as "
+          "64x32/8x1024");
+    }
+    chosen.push_back(s);
+  }
+  if (chosen.empty()) chosen.assign(std::begin(attention_shapes), std::end(attention_shapes));
+  return chosen;
+}
 
 /// Says at what rate K and V of a layer are read.
 inline void report_rate(benchmark::State& state, shape const& s) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // FlashInfer's batch decode at the shapes of attention_bench, on CUDA cores and on tensor cores, in
 // pages of 16 slots, and adore's attention in the same pages. Without a word, pages are [slot,
-// kv_head, channel] (NHD, FlashInfer's default), else HND. bf16, 128 channels.
+// kv_head, channel] (NHD, FlashInfer's default), else HND. bf16, 128 channels. Usage:
+// flashinfer_bench [options of Google Benchmark] [shape]...
 #include "attention_shapes.cuh"
 #include "flashinfer/flashinfer_decode.cuh"
 #include "flashinfer/flashinfer_tensor_decode.cuh"
@@ -19,6 +20,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <exception>
 #include <numeric>
 #include <random>
 #include <string>
@@ -127,10 +130,15 @@ void own_attention(benchmark::State& state, shape s, page_layout layout, P polic
 }  // namespace
 }  // namespace adore::bench
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   using namespace adore;
   using namespace adore::bench;
-  for (shape const& s : attention_shapes) {
+  benchmark::Initialize(&argc, argv);
+  for (shape const& s : chosen_shapes(argc, argv)) {
+    if (s.heads > 8 * s.kv_heads) {  // FlashInfer's CUDA cores do not take more
+      std::fprintf(stderr, "%s: left out, more than 8 query heads per KV head\n", s.name().c_str());
+      continue;
+    }
     index_t const recent = s.slots / 4;
     h2o const heavy{.heavy = s.slots - 1 - recent, .recent = recent};
     for (page_layout const layout : {page_layout::nhd, page_layout::hnd}) {
@@ -149,6 +157,8 @@ int main(int argc, char** argv) {
       });
     }
   }
-  benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
+} catch (std::exception const& error) {
+  std::fprintf(stderr, "flashinfer_bench: %s\n", error.what());
+  return 1;
 }

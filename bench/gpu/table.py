@@ -73,6 +73,9 @@ def plot(times, folder):
         family, slots = shape.rsplit("x", 1)
         families.setdefault(family, []).append(int(slots))
     families = {family: sorted(slots) for family, slots in families.items() if len(slots) > 1}
+    if not families:
+        print("no plots: they need a second number of slots")
+        return
     figure, axes = plt.subplots(1, len(families), figsize=(6 * len(families), 4.5), squeeze=False)
     reading = times["read"]
     for axis, (family, slots) in zip(axes[0], families.items()):
