@@ -104,8 +104,8 @@ class device_ledger {
       departed_ = device_buffer<unsigned>(rows);
       view_.past = {
           released_.data(), priorities_.data(), past, departures_.data(), departed_.data()};
-      clear(departed_, released_, priorities_);
       if (remembers_states<P>) past_states_ = device_buffer<slot_state_of<P>>(released_.size());
+      clear(departed_, released_, priorities_, departures_, past_states_);
       view_.past_states = past_states_.data();
     }
     view_.positions = positions_.data();

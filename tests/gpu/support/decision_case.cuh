@@ -88,6 +88,7 @@ agreement run_both(P const& policy, decide_case const& c) {
   auto const queries = static_cast<std::size_t>(rows * heads * c.max_new);
   auto const layer_weights = queries * static_cast<std::size_t>(view.stride);
   gpu::device_buffer<float> weights(layers * layer_weights), norms(layers * queries);
+  weights.fill_async(0, stream);  // what lies behind the slots is read, too
   gpu::device_buffer<index_t> accepted_on_device(rows);
   gpu::device_buffer<index_t> ids_on_device(static_cast<std::size_t>(rows * c.max_new));
   [[maybe_unused]] gpu::device_hearing<P> hearing(view);
