@@ -16,6 +16,8 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace adore::testing {
@@ -182,6 +184,17 @@ TEST_CASE("lanes longer than shared memory are compacted through the workspace")
   check_compact<__half, h2o>(compaction::gather, {1, 1, 1, 3000, 1, scope::kv_head}, 64);
   check_compact<__half, h2o>(compaction::gather, {1, 1, 2, 17000, 2, scope::kv_head}, 64);
   check_compact<float, sliding_window>(compaction::gather, {1, 1, 1, 14000, 1, scope::layer}, 12);
+}
+
+TEST_CASE("a workspace that is needed and missing is refused, with its bytes") {
+  books_on_device<h2o> books({1, 1, 1, 8, 1});
+  std::string const bytes = std::to_string(gpu::compaction_order_bytes(books.view()));
+  CHECK_THROWS_WITH_AS(gpu::order_lanes_async(nullptr, books.view(), nullptr),
+                       doctest::Contains(bytes.c_str()),
+                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(gpu::compact_ledger_async(nullptr, books.view(), {}, nullptr),
+                       doctest::Contains("workspace is null"),
+                       std::invalid_argument);
 }
 
 TEST_CASE("slices cover a row and fit in a block") {

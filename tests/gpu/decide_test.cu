@@ -148,6 +148,15 @@ TEST_CASE("a policy that lacks what a decision needs is refused") {
   h2o const policy{.heavy = 1, .recent = 1};
   gpu::device_ledger<h2o> books(policy, {1, 1, 1, 4, 64}, scope::kv_head);
   CHECK_THROWS_AS(gpu::decide_async(nullptr, books.view(), policy, 0, {}), std::logic_error);
+  gpu::device_buffer<float> weights(64);
+  CHECK_THROWS_WITH_AS(
+      gpu::decide_async(nullptr, books.view(), policy, 1, {.weights = weights.data()}),
+      doctest::Contains("layer 1"),
+      std::logic_error);
+  CHECK_THROWS_WITH_AS(
+      gpu::decide_async(nullptr, books.view(), policy, 0, {.weights = weights.data() + 1}),
+      doctest::Contains("16 bytes"),
+      std::logic_error);
 }
 
 }  // namespace

@@ -129,9 +129,7 @@ class paged_run {
     gpu::weights_args<element> received;
     received.q = q;
     received.lse = lse_.data();
-    received.scale = 1.0F / std::sqrt(static_cast<float>(channels));
     received.out = weights_.data() + layer_weights_ * count(layer);
-    received.out_stride = books.stride;
     gpu::weights_async(stream_, received, gpu::ledger_slots<P>{books, layer}, keys);
     // adore's own attention in the same pages, where it appends the same tokens once more
     gpu::attend_args<element, gpu::paged_view<element>> own;

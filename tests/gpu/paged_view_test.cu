@@ -138,6 +138,10 @@ TEST_CASE("memory that kernels cannot read in pieces of 16 bytes is refused by n
       gpu::paged_view<float>(memory, 1, 1, 8, 8, 0, 32, 0, 8, nullptr, nullptr, nullptr),
       "adore: paged_view.page_size = 0: a page must have room for a token",
       std::invalid_argument);
+  CHECK(reason(view(nullptr, 2, 2, 4, 8)).find("data: is null") != std::string::npos);
+  CHECK(reason(view(nullptr, 2, 2, 0, 8)) == "");  // without slots there is nothing to read
+  CHECK(reason(gpu::paged_view<float>(memory, 1, 1, 8, 8, 4, 32, 0, 8, nullptr, nullptr, nullptr))
+            .find("indptr: is null") != std::string::npos);
   CHECK_THROWS_AS(gpu::check_tokens(token_view<float>(memory, 2, 2, 8, 17), "q"),
                   std::invalid_argument);
   CHECK_THROWS_AS(gpu::check_tokens(token_view<float>(memory + 2, 2, 2, 8), "q"),

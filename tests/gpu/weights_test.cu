@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weights from queries, keys and log-sum-exp, against a reference in double precision.
+#include "adore/gpu/device_ledger.cuh"
 #include "adore/gpu/paged_view.cuh"
 #include "adore/gpu/weights.cuh"
 #include "adore/policies/h2o.hpp"
@@ -312,6 +313,7 @@ TEST_CASE("weights are refused for shapes that the kernel has not got") {
   auto const form = [&](index_t heads, index_t channels, index_t tokens, std::int64_t stride) {
     gpu::weights_args<float> args;
     args.q = token_view<float const>(memory.data(), tokens, heads, channels);
+    args.lse = args.out = memory.data();
     args.out_stride = stride;
     gpu::weights_async(stream, args, slots, kv_view<float>(memory.data(), 1, 2, 4, channels));
   };
@@ -320,6 +322,23 @@ TEST_CASE("weights are refused for shapes that the kernel has not got") {
   CHECK_THROWS_AS(form(34, 64, 1, 4), std::invalid_argument);
   CHECK_THROWS_AS(form(2, 64, 1, 3), std::invalid_argument);
   CHECK_THROWS_AS(form(2, 64, 2, 4), std::logic_error);
+  gpu::weights_args<float> args;
+  args.q = token_view<float const>(memory.data(), 1, 2, 64);
+  kv_view<float> const keys(memory.data(), 1, 2, 4, 64);
+  CHECK_THROWS_WITH_AS(gpu::weights_async(stream, args, slots, keys),
+                       "adore: weights.lse: is null",
+                       std::invalid_argument);
+  args.lse = args.out = memory.data();
+  gpu::device_ledger<h2o> const books({.heavy = 1, .recent = 1}, {1, 1, 2, 8, 64}, scope::kv_head);
+  CHECK_THROWS_WITH_AS(
+      gpu::weights_async(stream, args, gpu::ledger_slots<h2o>{books.view(), 0}, keys),
+      doctest::Contains("of 4 slots, the ledger has 1 of 8"),
+      std::logic_error);
+  kv_view<float> const fitting(memory.data(), 1, 2, 8, 64);
+  CHECK_THROWS_WITH_AS(
+      gpu::weights_async(stream, args, gpu::ledger_slots<h2o>{books.view(), 1}, fitting),
+      doctest::Contains("slots.layer = 1"),
+      std::invalid_argument);
 }
 
 }  // namespace adore::testing

@@ -77,11 +77,17 @@ void check_attention(attend_args<T, View, Guests> const& args,
   auto const require = [](bool holds, std::string const& what) {
     if (!holds) throw std::logic_error("adore: attend_async: " + what);
   };
-  require(args.q.channels == channels && args.keys.channels == channels &&
-              args.values.channels == channels && args.k.channels == channels &&
-              args.v.channels == channels && args.out.channels == channels,
-          "q, k, v, out and the store must have " + std::to_string(channels) +
-              " channels per head, as the template argument says");
+  auto const require_channels = [&](char const* what, index_t have) {
+    require(have == channels,
+            std::string(what) + " has " + std::to_string(have) +
+                " channels per head, the template argument says " + std::to_string(channels));
+  };
+  require_channels("q", args.q.channels);
+  require_channels("k", args.k.channels);
+  require_channels("v", args.v.channels);
+  require_channels("keys", args.keys.channels);
+  require_channels("values", args.values.channels);
+  require_channels("out", args.out.channels);
   require(args.k.heads == ledger.kv_heads && args.v.heads == ledger.kv_heads,
           "k and v must have the ledger's " + std::to_string(ledger.kv_heads) + " KV heads");
   require_fits("attend_async", "keys", args.keys, ledger.row_count, ledger.kv_heads, ledger.slots);
@@ -94,10 +100,12 @@ void check_attention(attend_args<T, View, Guests> const& args,
   check_tokens(args.v, "v");
   check_tokens(args.out, "out");
   index_t const group = args.q.heads / ledger.kv_heads;
-  require(group * ledger.kv_heads == args.q.heads && args.out.heads == args.q.heads && group >= 1 &&
-              group <= 2 * tile_queries,
+  require(group * ledger.kv_heads == args.q.heads && group >= 1 && group <= 2 * tile_queries,
           std::to_string(args.q.heads) + " query heads: must be 1 to 16 times the " +
               std::to_string(ledger.kv_heads) + " KV heads");
+  require(args.out.heads == args.q.heads,
+          "out has " + std::to_string(args.out.heads) + " heads, q has " +
+              std::to_string(args.q.heads));
   require(args.q.head_stride == channels,
           "the query heads of a token must lie one behind the other");
   require(reinterpret_cast<std::uintptr_t>(args.weights) % 16 == 0,

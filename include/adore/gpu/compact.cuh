@@ -86,7 +86,10 @@ std::size_t compact_workspace_bytes(ledger_view<P> const& ledger, Keys const& ke
 }
 
 /// Moves the kept tokens of all lanes in K and V of one layer to the slots 0, 1, ... in ascending
-/// position, in place. `slot_reuse` moves nothing, and then the ledger must stay as it is, too.
+/// position, in place. The second of three stages, between steps: `order_lanes_async` for all
+/// lanes, this for each layer, then `compact_ledger_async` (compact_ledger.cuh), without which the
+/// books still say where tokens were. K and V may be in pages. `slot_reuse` moves nothing, and then
+/// the ledger must stay as it is, too.
 ///
 /// Source: as in `adore::compact`; free slots count as zeros in the product, and an infinity or NaN
 ///         of a kept token spreads over its channel.
@@ -116,6 +119,8 @@ void compact_async(cudaStream_t stream,
   check_rows(keys, "keys");
   check_rows(values, "values");
   if (ledger.row_count == 0 || ledger.kv_heads == 0) return;
+  detail::require_workspace(
+      "compact", workspace, compact_workspace_bytes(ledger, keys), chunk_bytes);
 
   index_t const row_chunks = chunks_of<element_of<Keys>>(keys.channels);
   index_t const slots = detail::slots_in_tiles(ledger.slots);

@@ -5,6 +5,7 @@
 #include "adore/concepts.hpp"
 #include "adore/gpu/compaction_order.cuh"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/kv_rows.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/types.hpp"
 
@@ -75,7 +76,8 @@ std::size_t compact_ledger_workspace_bytes(ledger_view<P> const& ledger) {
 /// @param order      of `order_lanes_async`; no longer true afterwards
 /// @param workspace  `compact_ledger_workspace_bytes(ledger)`, aligned to 256 bytes
 /// @pre     all layers' K and V have been moved by the same order
-/// @throws  cuda_error if the launch fails
+/// @throws  std::invalid_argument for a workspace that is null or not aligned, cuda_error if the
+///          launch fails
 /// Stream:  enqueued on `stream`; returns before it is done.  Memory: no allocation.
 template <eviction_policy P>
 void compact_ledger_async(cudaStream_t stream,
@@ -84,6 +86,8 @@ void compact_ledger_async(cudaStream_t stream,
                           void* workspace) {
   auto const lanes = static_cast<unsigned>(detail::lanes_of(ledger));
   if (lanes == 0) return;
+  detail::require_workspace(
+      "compact_ledger", workspace, compact_ledger_workspace_bytes(ledger), 256);
   auto* const bytes = static_cast<std::byte*>(workspace);
   detail::compact_ledger_kernel<<<lanes, detail::compact_ledger_threads, 0, stream>>>(
       ledger,

@@ -4,6 +4,7 @@
 
 #include "adore/concepts.hpp"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/kv_rows.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/types.hpp"
 
@@ -134,13 +135,16 @@ std::size_t compaction_order_bytes(ledger_view<P> const& ledger) {
 /// @param workspace  `compaction_order_bytes(ledger)`, aligned to 16 bytes
 /// @return the order, for kernels that come after on the stream
 /// @pre     between steps; the ledger stays as it is until `compact_ledger_async`
-/// @throws  cuda_error if the launch fails
+/// @throws  std::invalid_argument for a workspace that is null or not aligned, cuda_error if the
+///          launch fails
 /// Stream:  enqueued on `stream`; returns before it is done.  Memory: no allocation.
 /// Cost:    slots log^2 slots comparisons per lane; small beside moving one layer's K and V.
 template <eviction_policy P>
 compaction_order order_lanes_async(cudaStream_t stream,
                                    ledger_view<P> const& ledger,
                                    void* workspace) {
+  detail::require_workspace(
+      "order_lanes_async", workspace, compaction_order_bytes(ledger), chunk_bytes);
   auto* const bytes = static_cast<std::byte*>(workspace);
   compaction_order order;
   order.slots = reinterpret_cast<index_t*>(bytes);

@@ -22,8 +22,8 @@ namespace adore::gpu {
 struct decide_args {
   /// [layer, row, kv_head, j, slot] probabilities of the j-th new token, reduced over query heads,
   /// as `attend_async` writes them for one layer; `ledger.stride` floats per (layer, row, kv_head,
-  /// j). Scope model: all layers; otherwise only the layer decided on. Unused by policies that do
-  /// not observe.
+  /// j), at a multiple of 16 bytes. Scope model: all layers; otherwise only the layer decided on.
+  /// Unused by policies that do not observe.
   float const* weights = nullptr;
   float const* key_norms = nullptr;   ///< [layer, row, kv_head, j], for policies that score keys
   index_t const* accepted = nullptr;  ///< [row] of the new tokens, how many stay; nullptr: all
@@ -222,7 +222,9 @@ void launch_decision(cudaStream_t stream,
 /// Lets the policy observe and ends the step of the lanes of one layer; scope model: of all lanes.
 ///
 /// @param layer  of the lanes; in scope model 0
-/// @throws std::logic_error if the policy observes and there are no weights, cuda_error
+/// @throws std::logic_error if the policy observes and there are no weights, or if they or the
+/// layer
+///         do not fit, cuda_error
 /// Stream: asynchronous, capturable. Memory: none.
 template <eviction_policy P>
 void decide_async(cudaStream_t stream,
@@ -237,6 +239,14 @@ void decide_async(cudaStream_t stream,
   }
   if (scores_keys<P> && args.key_norms == nullptr) {
     throw std::logic_error("adore: decide_async: the policy scores keys, key_norms are needed");
+  }
+  if (layer < 0 || layer >= ledger.lane_layers()) {
+    throw std::logic_error("adore: decide_async: layer " + std::to_string(layer) +
+                           ": the ledger has lanes of " + std::to_string(ledger.lane_layers()) +
+                           " (scope model: of one)");
+  }
+  if (reinterpret_cast<std::uintptr_t>(args.weights) % 16 != 0) {
+    throw std::logic_error("adore: decide_async: weights must lie at a multiple of 16 bytes");
   }
   if (args.advances && ledger.reach != scope::model) {
     throw std::logic_error(

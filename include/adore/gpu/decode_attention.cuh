@@ -150,8 +150,8 @@ void attend_async(cudaStream_t stream,
   index_t const rows = group * (ledger.max_new + args.rebuilt.most);
   if (group > MostQueryRows) {
     throw std::logic_error("adore: attend_async: " + std::to_string(group) +
-                           " query heads per KV head, compiled for " +
-                           std::to_string(MostQueryRows) + " query rows");
+                           " query heads per KV head, but the template argument MostQueryRows is " +
+                           std::to_string(MostQueryRows));
   }
   if constexpr (sizeof(T) == 2) {
     if (rows <= narrow_rows || MostQueryRows <= narrow_rows) {

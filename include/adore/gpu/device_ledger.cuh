@@ -68,10 +68,13 @@ class device_ledger {
           kv_shape lanes = shape;
           budget = policy.lane_budget(lanes, layer, head);
         }
+        std::string const room = std::to_string(shape.slots) +
+                                 " slots, less max_new = " + std::to_string(max_new) +
+                                 " and guests = " + std::to_string(guests) + ", are too few for it";
         require(budget == unbounded || budget <= shape.slots - max_new - guests,
                 "budget",
                 budget,
-                "with max_new and guests it is more than the slots of a lane");
+                room.c_str());
         initial.push_back(budget);
       }
     }

@@ -7,6 +7,7 @@
 #include "adore/types.hpp"
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -58,7 +59,9 @@ inline void check_stride(std::string const& what,
 inline void check_start(std::string const& what,
                         void const* data,
                         index_t channels,
-                        std::size_t element_bytes) {
+                        std::size_t element_bytes,
+                        bool is_empty) {
+  if (data == nullptr && !is_empty) refuse_rows(what + ".data", "is null");
   if (channels <= 0 ||
       static_cast<std::size_t>(channels) * element_bytes % std::size_t{chunk_bytes} != 0) {
     refuse_rows(what + ".channels = " + std::to_string(channels),
@@ -66,6 +69,22 @@ inline void check_start(std::string const& what,
   }
   if (reinterpret_cast<std::uintptr_t>(data) % std::uintptr_t{chunk_bytes} != 0) {
     refuse_rows(what + ".data", "must be aligned to 16 bytes");
+  }
+}
+
+/// @param alignment  in bytes
+inline void require_workspace(std::string const& stage,
+                              void const* workspace,
+                              std::size_t bytes,
+                              std::size_t alignment) {
+  if (bytes == 0) return;
+  if (workspace == nullptr) {
+    throw std::invalid_argument("adore: " + stage + ": workspace is null, " +
+                                std::to_string(bytes) + " bytes are needed");
+  }
+  if (reinterpret_cast<std::uintptr_t>(workspace) % alignment != 0) {
+    throw std::invalid_argument("adore: " + stage + ": workspace must be aligned to " +
+                                std::to_string(alignment) + " bytes");
   }
 }
 
@@ -86,7 +105,11 @@ void check_rows(View const& view, char const* what) {
     }
   }
   if constexpr (requires { view.data; }) {
-    detail::check_start(what, view.data, view.channels, bytes);
+    detail::check_start(what,
+                        view.data,
+                        view.channels,
+                        bytes,
+                        view.sequences == 0 || view.kv_heads == 0 || view.slots == 0);
   }
   if constexpr (requires { view.sequence_stride; }) {
     detail::check_stride(what, "sequence_stride", view.sequence_stride, bytes, view.sequences);
@@ -100,12 +123,21 @@ void check_rows(View const& view, char const* what) {
   if constexpr (requires { view.slot_stride; }) {
     detail::check_stride(what, "slot_stride", view.slot_stride, bytes, view.slots);
   }
+  if constexpr (requires { view.indices; }) {
+    if (view.sequences > 0 && view.indptr == nullptr) {
+      detail::refuse_rows(std::string(what) + ".indptr", "is null");
+    }
+    if (view.sequences > 0 && view.indices == nullptr) {
+      detail::refuse_rows(std::string(what) + ".indices", "is null");
+    }
+  }
 }
 
 /// The same for queries, keys, values or outputs of a step.
 template <class T>
 void check_tokens(token_view<T> const& tokens, char const* what) {
-  detail::check_start(what, tokens.data, tokens.channels, sizeof(T));
+  detail::check_start(
+      what, tokens.data, tokens.channels, sizeof(T), tokens.tokens == 0 || tokens.heads == 0);
   detail::check_stride(what, "token_stride", tokens.token_stride, sizeof(T), tokens.tokens);
   detail::check_stride(what, "head_stride", tokens.head_stride, sizeof(T), tokens.heads);
 }

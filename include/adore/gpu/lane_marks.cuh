@@ -19,7 +19,8 @@ namespace adore::gpu::detail {
 /// Source: the same rule as `adore::mark`.
 /// Cost:   a pass over the slots per count of `reached_by_largest`.
 template <marks_tokens P, int Warps>
-__device__ __noinline__ void mark_lane(lane_end<P> const& end, decision_scratch<Warps>& shared) {
+static __device__ __noinline__ void mark_lane(lane_end<P> const& end,
+                                              decision_scratch<Warps>& shared) {
   ledger_view<P> const& ledger = end.ledger;
   sync_lane(end.share);  // states, slots and books are written
   lane_view view = end.view;

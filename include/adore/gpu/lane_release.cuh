@@ -99,12 +99,12 @@ struct lane_end {
 /// @param lowest  the lane's smallest key
 /// @param turn    of `shared`, see `smallest_in_lane`
 template <eviction_policy P, int Warps>
-__device__ __noinline__ void release_and_reserve(lane_end<P> end,
-                                                 lane_books book,
-                                                 bool looked,
-                                                 keyed_slot lowest,
-                                                 decision_scratch<Warps>& shared,
-                                                 unsigned turn) {
+static __device__ __noinline__ void release_and_reserve(lane_end<P> end,
+                                                        lane_books book,
+                                                        bool looked,
+                                                        keyed_slot lowest,
+                                                        decision_scratch<Warps>& shared,
+                                                        unsigned turn) {
   lane_view& view = end.view;
   lane_share const& share = end.share;
   ledger_view<P> const& ledger = end.ledger;

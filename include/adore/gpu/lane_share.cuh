@@ -7,6 +7,10 @@
 #include "adore/gpu/warp.cuh"
 #include "adore/types.hpp"
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#error "adore: attention and decisions on the device need compute capability 9.0: -arch=sm_90"
+#endif
+
 namespace adore::gpu {
 
 inline constexpr int most_deciding_blocks = 16;  // of a lane
@@ -71,12 +75,12 @@ struct sum_of_slots {
 ///
 /// @param of_block  [block] in this block's shared memory
 template <class Join>
-__device__ __noinline__ keyed_slot join_blocks(keyed_slot own,
-                                               unsigned rank,
-                                               unsigned blocks,
-                                               lane_exchange exchange,
-                                               unsigned turn,
-                                               keyed_slot* of_block) {
+static __device__ __noinline__ keyed_slot join_blocks(keyed_slot own,
+                                                      unsigned rank,
+                                                      unsigned blocks,
+                                                      lane_exchange exchange,
+                                                      unsigned turn,
+                                                      keyed_slot* of_block) {
   if (exchange.there()) {
     of_block = exchange.lowest(turn);
     if (threadIdx.x == 0) of_block[rank] = own;

@@ -15,6 +15,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -30,11 +31,13 @@ template <class T>
 struct weights_args {
   token_view<T const> q;       // [token, head, channel], padded: token row * max_new + j
   float const* lse = nullptr;  // [token, head] natural logarithm of the sum of exp(scale x q.k)
-  float scale = 1.0F;          // of the logits
+  float scale = 0.0F;          // of the logits; 0: 1 / sqrt(channels)
   float const* query_weights = nullptr;  // [max_new] factor by later queries of the row; nullptr: 1
   gqa_reduction reduction = gqa_reduction::sum;
-  float* out = nullptr;         // [row, kv_head, out_stride]
-  std::int64_t out_stride = 0;  // at least the view's slots
+  float* out = nullptr;  // [row, kv_head, out_stride]
+  /// At least K's slots; 0: the ledger's stride, as `decide_async` takes them, or K's slots if
+  /// there is no ledger.
+  std::int64_t out_stride = 0;
 };
 
 namespace detail {
@@ -185,8 +188,9 @@ __global__ void __launch_bounds__(weight_warps* warp_threads) weights_kernel(
 /// probability, reduced over the query heads of each KV head. 0 for slots that hold no token. Rows
 /// without queries are left alone.
 ///
-/// out[row, kv_head, slot] is what a policy's `observe` takes. Query j sees the positions up to
-/// next + j. Sums are formed in a fixed order that depends on shapes only.
+/// out[row, kv_head, slot] is what a policy's `observe` takes; `decide_async` takes it where
+/// `max_new` is 1, since of several queries it wants the weights of each. Query j sees the
+/// positions up to next + j. Sums are formed in a fixed order that depends on shapes only.
 ///
 /// @param slots  `ledger_slots` or `filled_slots`
 /// @param keys   K of the layer with the step's new tokens in it; 64, 96, 128 or 256 channels
@@ -204,7 +208,18 @@ void weights_async(cudaStream_t stream,
   require_same("weights", "q", "channels", args.q.channels, "the keys have", keys.channels);
   require_same(
       "weights", "q", "tokens", args.q.tokens, "the rows have", slots.rows() * slots.max_new());
-  require_fits("weights", "keys", keys, slots.rows(), keys.kv_heads, 0);
+  constexpr bool has_ledger = requires {
+    slots.ledger;
+  };
+  if constexpr (has_ledger) {
+    require_fits("weights", "keys", keys, slots.rows(), slots.ledger.kv_heads, slots.ledger.slots);
+    require_field(slots.layer >= 0 && slots.layer < slots.ledger.layers,
+                  "slots.layer",
+                  slots.layer,
+                  "the ledger has no such layer");
+  } else {
+    require_fits("weights", "keys", keys, slots.rows(), keys.kv_heads, 0);
+  }
   check_rows(keys, "keys");
   check_tokens(args.q, "q");
   if (slots.rows() == 0 || keys.kv_heads == 0 || keys.slots == 0) return;
@@ -213,9 +228,22 @@ void weights_async(cudaStream_t stream,
                 "q.heads",
                 args.q.heads,
                 "must be 1 to 16 times the number of KV heads");
-  if (args.out_stride < keys.slots) {
-    throw std::invalid_argument("adore: weights.out_stride = " + std::to_string(args.out_stride) +
-                                ": K has " + std::to_string(keys.slots) + " slots");
+  weights_args<T> with_defaults = args;
+  if (args.scale == 0.0F) {
+    with_defaults.scale = 1.0F / std::sqrt(static_cast<float>(keys.channels));
+  }
+  if (args.out_stride == 0) {
+    with_defaults.out_stride = keys.slots;
+    if constexpr (has_ledger) with_defaults.out_stride = slots.ledger.stride;
+  }
+  if (with_defaults.out_stride < keys.slots) {
+    throw std::invalid_argument(
+        "adore: weights.out_stride = " + std::to_string(with_defaults.out_stride) + ": K has " +
+        std::to_string(keys.slots) + " slots");
+  }
+  if (args.lse == nullptr || args.out == nullptr) {
+    throw std::invalid_argument(std::string("adore: weights.") +
+                                (args.lse == nullptr ? "lse" : "out") + ": is null");
   }
   dim3 const grid(
       static_cast<unsigned>((keys.slots + detail::block_slots - 1) / detail::block_slots),
@@ -223,7 +251,7 @@ void weights_async(cudaStream_t stream,
       static_cast<unsigned>(slots.rows()));
   auto const launch = [&](auto* kernel) {
     kernel<<<grid, detail::weight_warps * warp_threads, 0, stream>>>(
-        args, slots, keys, detail::query_columns(group));
+        with_defaults, slots, keys, detail::query_columns(group));
     check(cudaGetLastError());
   };
   switch (keys.channels) {
