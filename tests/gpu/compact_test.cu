@@ -195,6 +195,9 @@ TEST_CASE("a workspace that is needed and missing is refused, with its bytes") {
   CHECK_THROWS_WITH_AS(gpu::compact_ledger_async(nullptr, books.view(), {}, nullptr),
                        doctest::Contains("workspace is null"),
                        std::invalid_argument);
+  auto with_guests = books.view();
+  with_guests.guests = 2;
+  CHECK_THROWS_AS(gpu::order_lanes_async(nullptr, with_guests, nullptr), std::logic_error);
 }
 
 TEST_CASE("slices cover a row and fit in a block") {

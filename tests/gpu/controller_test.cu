@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -118,6 +119,58 @@ TEST_CASE("the device hears and scores as the host does, in every mode") {
   compare({.mode = index_over_length, .position = position_feature::index_over_length}, 1);
   compare({.mode = bilinear, .input = input_scaling::rms}, 3);
   compare({.mode = query_conditioned, .position = position_feature::distance}, 4);
+}
+
+TEST_CASE("a row that is forked is scored as the one that it is a fork of") {
+  constexpr index_t vocabulary = 30, rows = 3, tokens = 40;
+  for (score_mode const mode :
+       {score_mode::static_score, score_mode::query_conditioned, score_mode::bilinear}) {
+    CAPTURE(std::string(word_of(mode)));
+    controller_weights const weights = random_weights({.mode = mode}, 2);
+    std::mt19937 random(8);
+    std::normal_distribution<float> normal(0.0F, 1.0F);
+    std::vector<float> embeddings(static_cast<std::size_t>(vocabulary * weights.inputs));
+    for (float& x : embeddings) x = normal(random);
+    gpu::device_buffer<float> const on_device{std::span<float const>(embeddings)};
+    gpu::device_ledger<adaptive_release> ledger(
+        {.keep = 8, .recent = 1, .sinks = 1}, {rows, 1, 1, 9, 64}, scope::model);
+    gpu::device_controller device(weights, on_device.data(), vocabulary, rows, tokens);
+    ledger.open_async(nullptr, 0);
+    for (index_t n = 0; n < 20; ++n) {
+      if (n == 12) {
+        ledger.fork_async(nullptr, 0, 2);
+        device.fork_async(nullptr, 0, 2);
+      }
+      auto const id = static_cast<index_t>(random() % vocabulary);
+      std::vector<index_t> const ids{id, 0, id};
+      gpu::device_buffer<index_t> const step{std::span<index_t const>(ids)};
+      device.step_async(nullptr, ledger.view(), step.data());
+      gpu::advance_async(nullptr, ledger.view());
+    }
+    std::vector<float> logits(static_cast<std::size_t>(rows * 2 * tokens));
+    gpu::check(cudaMemcpy(logits.data(),
+                          device.scores().logits,
+                          logits.size() * sizeof(float),
+                          cudaMemcpyDeviceToHost));
+    auto const of_row = [&](index_t row) {
+      auto const begin = logits.begin() + static_cast<std::ptrdiff_t>(row * 2 * tokens);
+      return std::vector<float>(begin, begin + 2 * tokens);
+    };
+    CHECK(of_row(2) == of_row(0));
+    CHECK(of_row(1) != of_row(0));
+  }
+}
+
+TEST_CASE("steps that a controller would not hear whole are refused") {
+  controller_weights const weights = random_weights({}, 1);
+  std::vector<float> const embeddings(static_cast<std::size_t>(weights.inputs));
+  gpu::device_buffer<float> const on_device{std::span<float const>(embeddings)};
+  gpu::device_controller device(weights, on_device.data(), 1, 2, 8);
+  adaptive_release const policy{.keep = 4, .recent = 1, .sinks = 1};
+  gpu::device_ledger<adaptive_release> drafts(policy, {2, 1, 1, 9, 64}, scope::model, 4);
+  CHECK_THROWS_AS(device.step_async(nullptr, drafts.view(), nullptr), std::logic_error);
+  gpu::device_ledger<adaptive_release> fewer(policy, {1, 1, 1, 9, 64}, scope::model);
+  CHECK_THROWS_AS(device.step_async(nullptr, fewer.view(), nullptr), std::logic_error);
 }
 
 TEST_CASE("a bidirectional controller is refused on the device") {

@@ -144,6 +144,48 @@ TEST_CASE("a ring that was overrun says so") {
   CHECK(books.released_since(nullptr, 1).size() == 4);
 }
 
+TEST_CASE("a ledger that could not hold its steps is refused") {
+  sliding_window const policy{.size = 4};
+  auto const made = [&](index_t slots, index_t max_new, index_t guests) {
+    gpu::device_ledger<sliding_window> const books(
+        policy, {1, 1, 1, slots, 64}, scope::model, max_new, 0, guests);
+  };
+  CHECK_THROWS_WITH_AS(made(40, 17, 0), doctest::Contains("[1, 16]"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      made(8, 4, 1), doctest::Contains("8 slots, less max_new = 4"), std::invalid_argument);
+  using unbound = gpu::device_ledger<strided>;
+  CHECK_THROWS_WITH_AS(unbound({}, {1, 1, 1, 8, 64}, scope::model, 1, 0, 8),
+                       doctest::Contains("guests"),
+                       std::invalid_argument);
+}
+
+TEST_CASE("a snapshot that contradicts itself or outgrows the lanes is refused") {
+  sliding_window const policy{.size = 4};
+  gpu::device_ledger<sliding_window> books(policy, {1, 1, 1, 8, 64}, scope::kv_head, 2);
+  row_snapshot saved{.reach = scope::kv_head, .next = 3, .budgets = {4}};
+  saved.positions = {0, 1, 2, -1, -1, -1, -1, -1};
+  saved.rotary = saved.positions;
+  CHECK_NOTHROW(books.restore(nullptr, 0, saved));
+  row_snapshot twice = saved;
+  twice.positions[3] = 1;
+  CHECK_THROWS_AS(books.restore(nullptr, 0, twice), std::invalid_argument);
+  saved.budgets = {7};
+  CHECK_THROWS_WITH_AS(books.restore(nullptr, 0, saved),
+                       doctest::Contains("a lane has room for 6"),
+                       std::invalid_argument);
+}
+
+TEST_CASE("without rows nothing is launched") {
+  h2o const policy{.heavy = 1, .recent = 1};
+  gpu::device_ledger<h2o> const books(policy, {1, 1, 1, 4, 64}, scope::kv_head);
+  auto none = books.view();
+  none.row_count = 0;
+  gpu::device_buffer<float> weights(64);
+  CHECK_NOTHROW(gpu::decide_async(nullptr, none, policy, 0, {.weights = weights.data()}));
+  CHECK_NOTHROW(gpu::advance_async(nullptr, none));
+  gpu::check(cudaDeviceSynchronize());
+}
+
 TEST_CASE("a policy that lacks what a decision needs is refused") {
   h2o const policy{.heavy = 1, .recent = 1};
   gpu::device_ledger<h2o> books(policy, {1, 1, 1, 4, 64}, scope::kv_head);

@@ -12,6 +12,7 @@
 #include "adore/gpu/token_scores.cuh"
 #include "adore/kv_cache.hpp"
 #include "adore/policies/adaptive_release.hpp"
+#include "adore/policies/adaptors/in_blocks.hpp"
 #include "adore/policies/h2o.hpp"
 #include "adore/stores/host_store.hpp"
 #include "rebuild/deep_model.hpp"
@@ -23,6 +24,7 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <variant>
 #include <vector>
@@ -332,8 +334,11 @@ TEST_CASE("a tier that is full loses the oldest release") {
 TEST_CASE("tokens that are rebuilt every few steps stay in between as on the host") {
   rebuild_options wanted;
   wanted.count = 3;
-  wanted.schedule = every{4};
-  compare(wanted, true);
+  for (index_t const steps : {4, 1}) {
+    CAPTURE(steps);
+    wanted.schedule = every{steps};
+    compare(wanted, true);
+  }
 }
 
 TEST_CASE("the released tokens of H2O come back by their frozen scores as on the host") {
@@ -367,6 +372,26 @@ TEST_CASE("what runs on the host only is refused") {
   wanted.admit = rebuild_admission::never;
   wanted.score = rebuilt_score::accumulate;
   refused(wanted, "accumulate");
+}
+
+TEST_CASE("under a policy that releases blocks tokens do not come back") {
+  using blocks = in_blocks<h2o>;
+  gpu::device_ledger<blocks> const ledger(
+      {{}, {.heavy = 4, .recent = 2}, 2}, {1, 1, 1, 9, 64}, scope::model, 1, 0, 2, 8);
+  rebuild_options wanted;
+  wanted.count = 2;
+  CHECK_THROWS_WITH_AS(gpu::device_rebuild<blocks>(wanted, ledger.view()),
+                       doctest::Contains("releases blocks"),
+                       std::invalid_argument);
+}
+
+TEST_CASE("a tier made for another ledger is refused") {
+  constexpr kv_shape shape{2, 1, 1, 9, 64};
+  gpu::device_ledger<h2o> const ledger({.heavy = 3, .recent = 3}, shape, scope::model, 1, 0, 2, 16);
+  gpu::device_tier<float> tier(shape, 8, std::size_t{1} << 20U);
+  CHECK_THROWS_WITH_AS(tier.begin_step_async(nullptr, ledger.view()),
+                       doctest::Contains("of 8 tokens, the ledger remembers 2 of 16"),
+                       std::logic_error);
 }
 
 }  // namespace

@@ -171,15 +171,15 @@ TEST_CASE("by the ledger, the j-th new token of a row is turned by next + j and 
   books.row(1) = {.next = 3, .count = 0, .seed = 0};
   books.row(2) = {.next = 40, .count = 1, .seed = 0};
   books.to_device(stream);
-  device_tensor<float> q(random_exact<float>(rows * max_new * channels, random));
+  device_tensor<float> q(random_exact<float>((rows + 1) * max_new * channels, random));
   auto const before = q.host;
   gpu::device_rope const rotation(channels, 10000.0, rope_pairs::halves);
   gpu::rotate_async(stream,
                     rotation.view(),
                     gpu::step_positions(books.view()),
-                    token_view<float>(q.data(), rows * max_new, 1, channels));
+                    token_view<float>(q.data(), (rows + 1) * max_new, 1, channels));
   q.fetch(stream);
-  std::vector<position_t> const expected{100, 101, -1, -1, 40, -1};
+  std::vector<position_t> const expected{100, 101, -1, -1, 40, -1, -1, -1};  // no row is the last
   for (std::size_t token = 0; token < expected.size(); ++token) {
     float const* const from = &before[token * channels];
     float const* const to = &q.host[token * channels];

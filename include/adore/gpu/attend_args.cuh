@@ -77,6 +77,7 @@ void check_attention(attend_args<T, View, Guests> const& args,
   auto const require = [](bool holds, std::string const& what) {
     if (!holds) throw std::logic_error("adore: attend_async: " + what);
   };
+  require(ledger.kv_heads >= 1, "the ledger has no KV heads");
   auto const require_channels = [&](char const* what, index_t have) {
     require(have == channels,
             std::string(what) + " has " + std::to_string(have) +

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 
 namespace adore::gpu {
 
@@ -135,7 +136,8 @@ std::size_t compaction_order_bytes(ledger_view<P> const& ledger) {
 /// @param workspace  `compaction_order_bytes(ledger)`, aligned to 16 bytes
 /// @return the order, for kernels that come after on the stream
 /// @pre     between steps; the ledger stays as it is until `compact_ledger_async`
-/// @throws  std::invalid_argument for a workspace that is null or not aligned, cuda_error if the
+/// @throws  std::logic_error if released tokens may come back, std::invalid_argument for a
+/// workspace that is null or not aligned, cuda_error if the
 ///          launch fails
 /// Stream:  enqueued on `stream`; returns before it is done.  Memory: no allocation.
 /// Cost:    slots log^2 slots comparisons per lane; small beside moving one layer's K and V.
@@ -143,6 +145,11 @@ template <eviction_policy P>
 compaction_order order_lanes_async(cudaStream_t stream,
                                    ledger_view<P> const& ledger,
                                    void* workspace) {
+  if (ledger.guests > 0) {
+    throw std::logic_error(
+        "adore: order_lanes_async: tokens that come back have their slots; such a cache is not "
+        "compacted");
+  }
   detail::require_workspace(
       "order_lanes_async", workspace, compaction_order_bytes(ledger), chunk_bytes);
   auto* const bytes = static_cast<std::byte*>(workspace);

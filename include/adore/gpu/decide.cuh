@@ -252,6 +252,7 @@ void decide_async(cudaStream_t stream,
     throw std::logic_error(
         "adore: decide_async: only in scope model one decision ends the step; call advance_async");
   }
+  if (ledger.row_count == 0) return;
   bool const one_warp =
       ledger.reach == scope::kv_head && ledger.slots <= detail::most_slots_of_warp;
   if (one_warp) {
@@ -282,6 +283,7 @@ template <eviction_policy P>
 void advance_async(cudaStream_t stream,
                    ledger_view<P> const& ledger,
                    index_t const* accepted = nullptr) {
+  if (ledger.row_count == 0) return;
   constexpr unsigned threads = 128;
   unsigned const blocks = (static_cast<unsigned>(ledger.row_count) + threads - 1) / threads;
   detail::advance_kernel<P><<<blocks, threads, 0, stream>>>(ledger, accepted);

@@ -37,7 +37,9 @@ void launch_planned(cudaStream_t stream,
                     index_t processors) {
   index_t const lanes = plan.schedule.lanes;
   auto* const kernel = attend_kernel<T, Channels, QueryRows, P, View, Guests, Plan>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes));
+  // always the same, so that what a captured graph, or another thread, relies on stays true
+  constexpr int most_bytes = 227 * 1024 - 1024 - static_cast<int>(sizeof(attend_shared<QueryRows>));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes));
   cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
   int const threads = plan.warps * warp_threads;
@@ -126,9 +128,9 @@ bool has_few_lanes(ledger_view<P> const& ledger) {
 ///                        head), or once per 8 or 4, if no more are asked for: that compiles faster
 /// @throws std::logic_error if shapes do not fit together, std::invalid_argument for memory that
 ///         cannot be read in chunks of 16 bytes, or if the policy's
-///         weights do not fit into shared memory (more than about 50,000 slots x query rows of a
-///         KV head per block, 23,000 of 256 floats; a lane is shared by up to 16 blocks),
-///         cuda_error
+///         weights do not fit into shared memory (more than about 45,000 slots x query rows of a
+///         KV head per block, 10,000 where 16 tokens of 256 floats come at once; a lane is shared
+///         by up to 16 blocks), cuda_error
 /// Stream: asynchronous, capturable; launches for one ledger must follow one another.
 /// Memory: shared memory, and where at most 64 lanes have over 1024 slots what the ledger holds for
 ///         them.
@@ -146,6 +148,7 @@ void attend_async(cudaStream_t stream,
   static_assert(std::is_same_v<typename checked_device_policy<P>::type, P>);
   static_assert(!limits_attention<P>, "adore::gpu: limited attention knows no guests");
   detail::check_attention(args, ledger, Channels);
+  if (ledger.row_count == 0) return;
   index_t const group = args.q.heads / ledger.kv_heads;
   index_t const rows = group * (ledger.max_new + args.rebuilt.most);
   if (group > MostQueryRows) {

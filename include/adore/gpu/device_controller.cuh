@@ -7,6 +7,7 @@
 #include "adore/gpu/controller_step.cuh"
 #include "adore/gpu/device_buffer.cuh"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/ledger_snapshot.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/token_scores.cuh"
 #include "adore/gpu/warp.cuh"
@@ -118,6 +119,7 @@ class device_controller {
     view_.logits = logits_.data();
     check(cudaMemset(logits_.data(), 0, logits_.bytes()));
     check(cudaMemset(states_.data(), 0, states_.bytes()));
+    check(cudaMemset(history_.data(), 0, history_.bytes()));
 
     device_buffer<float> const input(std::span<float const>(
         transposed(weights.forward.input_weight, gates, size(weights.inputs))));
@@ -143,12 +145,21 @@ class device_controller {
   /// Where the logits are written, [row, output, token]; they may be somewhere else.
   void write_to(float* logits) noexcept { view_.logits = logits; }
 
-  /// Hears the step's new token of each row, and brings the logits up to date.
+  /// Hears the step's new token of each row, and brings the logits up to date. A sequence is heard
+  /// from its first token on: a row that goes on from a snapshot must be heard anew.
   ///
   /// @param ids  [row] vocabulary ids; rows whose `count` is 0 are not read
-  /// Stream: asynchronous, capturable. Memory: none.
+  /// @throws std::logic_error if steps bring several tokens, or the ledger has other rows;
+  /// cuda_error Stream: asynchronous, capturable. Memory: none.
   template <eviction_policy P>
   void step_async(cudaStream_t stream, ledger_view<P> const& ledger, index_t const* ids) {
+    if (ledger.max_new != 1 || ledger.row_count != rows_) {
+      throw std::logic_error("adore: device_controller: made for " + std::to_string(rows_) +
+                             " rows of one new token, the ledger has " +
+                             std::to_string(ledger.row_count) + " of " +
+                             std::to_string(ledger.max_new));
+    }
+    if (rows_ == 0) return;
     std::size_t const shared =
         sizeof(float) * static_cast<std::size_t>(3 * view_.hidden + 2 * view_.gate_rows);
     detail::hear_kernel<<<static_cast<unsigned>(rows_), detail::hear_threads, shared, stream>>>(
@@ -161,6 +172,24 @@ class device_controller {
     detail::score_kernel<<<grid, detail::score_warps * warp_threads, 0, stream>>>(view_,
                                                                                   ledger.rows);
     check(cudaGetLastError());
+  }
+
+  /// `to` has heard what `from` has; goes with the ledger's `fork_async`.
+  ///
+  /// Stream: asynchronous. Memory: none.
+  void fork_async(cudaStream_t stream, index_t from, index_t to) {
+    auto const hidden = static_cast<std::size_t>(view_.hidden);
+    auto const tokens = static_cast<std::size_t>(view_.tokens);
+    detail::copy_row_async(stream, view_.states, hidden, from, to);
+    detail::copy_row_async(stream, view_.current, hidden, from, to);
+    if (view_.values != nullptr) {
+      detail::copy_row_async(stream, view_.values, tokens * hidden, from, to);
+    }
+    if (view_.history != nullptr) {
+      detail::copy_row_async(stream, view_.history, tokens * hidden, from, to);
+    }
+    detail::copy_row_async(
+        stream, view_.logits, static_cast<std::size_t>(view_.outputs) * tokens, from, to);
   }
 
  private:

@@ -50,8 +50,12 @@ class device_ledger {
                 index_t past = 0)
       : policy_(policy) {
     policy.validate();
-    require(max_new >= 1, "max_new", max_new, "must be at least 1");
-    require(shape.slots >= max_new, "slots", shape.slots, "must hold the new tokens of a step");
+    require(max_new >= 1 && max_new <= most_new_tokens, "max_new", max_new, "must lie in [1, 16]");
+    require(guests >= 0, "guests", guests, "must not be negative");
+    require(shape.slots >= max_new + guests,
+            "slots",
+            shape.slots,
+            "must hold the new tokens of a step, and guests");
     view_.reach = reach;
     view_.row_count = shape.sequences;
     view_.layers = shape.layers;
@@ -129,7 +133,9 @@ class device_ledger {
   ledger_view<P> const& view() const noexcept { return view_; }
   std::size_t allocated_bytes() const noexcept {
     return positions_.bytes() + states_.bytes() + lane_states_.bytes() + lanes_.bytes() +
-           new_slots_.bytes() + rows_.bytes() + ring_.bytes() + budgets_.bytes();
+           new_slots_.bytes() + rows_.bytes() + ring_.bytes() + budgets_.bytes() +
+           exchange_.bytes() + released_.bytes() + priorities_.bytes() + departures_.bytes() +
+           departed_.bytes() + past_states_.bytes();
   }
 
   // ------------------------------------------------------------------ life of a sequence
@@ -227,6 +233,12 @@ class device_ledger {
       throw std::invalid_argument(
           "adore: the snapshot has released tokens that may come back, and in this cache none do");
     }
+    require_sound(saved,
+                  row_measure{view_.reach,
+                              static_cast<std::size_t>(view_.lanes_per_row()),
+                              static_cast<std::size_t>(view_.slots),
+                              std::is_empty_v<slot_state_of<P>> ? 0 : sizeof(slot_state_of<P>),
+                              std::is_empty_v<lane_state_of<P>> ? 0 : sizeof(lane_state_of<P>)});
     detail::restore_row(stream, view_, row, saved);
   }
 

@@ -66,6 +66,10 @@ class device_rebuild {
         ledger.guests == options.count && ledger.past.tokens > 0,
         "the ledger must have " + std::to_string(options.count) + " slots for guests, and a past");
     require(options.score == rebuilt_score::frozen, "score accumulate runs on the host only");
+    require(!masks_attention<P> && !numbers_tokens<P> && !marks_tokens<P> && !scores_keys<P> &&
+                !releases_blocks<P>,
+            "tokens cannot come back under a policy that hides or numbers tokens, looks at keys or "
+            "releases blocks");
     bool const competes = options.admit == rebuild_admission::compete;
     require(!competes || scores_tokens<P> || std::is_empty_v<slot_state_of<P>>,
             "under a policy that learns from attention tokens compete on the host only");
@@ -81,6 +85,7 @@ class device_rebuild {
     if (auto const* const periodic = std::get_if<every>(&options.schedule)) {
       require(periodic->steps >= 1, "every.steps must be at least 1");
       view_.period = periodic->steps;
+      view_.recomputes = true;
       // rows that began together take turns; others may have to wait for their next one
       view_.pool = (rows + periodic->steps - 1) / periodic->steps * options.count;
       view_.shares = true;

@@ -42,6 +42,10 @@ class device_tier {
   /// @param limit_bytes  of all rows together; what every row would need at most, if that is less
   /// @throws std::invalid_argument if not one token per row fits; cuda_error
   device_tier(kv_shape const& shape, index_t tokens, std::size_t limit_bytes) : shape_(shape) {
+    if (shape.sequences < 1 || tokens < 1) {
+      throw std::invalid_argument("adore: device_tier: " + std::to_string(shape.sequences) +
+                                  " rows of " + std::to_string(tokens) + " tokens: at least one");
+    }
     std::size_t const of_layer = static_cast<std::size_t>(2 * shape.kv_heads) *
                                  static_cast<std::size_t>(shape.channels) * sizeof(T);
     token_cells_ = static_cast<std::int64_t>(of_layer / sizeof(uint4));
@@ -93,6 +97,7 @@ class device_tier {
   /// Stream: asynchronous, capturable. Memory: none.
   template <eviction_policy P>
   void begin_step_async(cudaStream_t stream, ledger_view<P> const& ledger) {
+    require_ledger(ledger.row_count, ledger.past.tokens);
     constexpr unsigned threads = 64;
     unsigned const blocks = (static_cast<unsigned>(shape_.sequences) + threads - 1) / threads;
     detail::admit_to_tier_kernel<P><<<blocks, threads, 0, stream>>>(ledger, view_);
@@ -109,6 +114,11 @@ class device_tier {
                         index_t layer,
                         Keys const& keys,
                         Values const& values) {
+    require_ledger(shape_.sequences, past_tokens);
+    require_fits("device_tier", "keys", keys, shape_.sequences, shape_.kv_heads, shape_.slots);
+    require_fits("device_tier", "values", values, shape_.sequences, shape_.kv_heads, shape_.slots);
+    check_rows(keys, "keys");
+    check_rows(values, "values");
     detail::tier_layer const there = layer_in(mapped_, layer);
     constexpr unsigned threads = 256;
     auto const departures = static_cast<unsigned>(shape_.sequences * most_departures);
@@ -130,6 +140,7 @@ class device_tier {
                       ledger_view<P> const& ledger,
                       index_t row,
                       Store& store) {
+    require_ledger(ledger.row_count, ledger.past.tokens);
     detail::admit_row_to_tier_kernel<P><<<1, 1, 0, stream>>>(ledger, view_, row);
     check(cudaGetLastError());
     for (index_t layer = 0; layer < shape_.layers; ++layer) {
@@ -206,6 +217,14 @@ class device_tier {
     void operator()(uint4* memory) const { cudaFreeHost(memory); }
   };
 
+  /// @throws std::logic_error if the tier was made for another ledger
+  void require_ledger(index_t rows, index_t tokens) const {
+    if (rows == shape_.sequences && static_cast<std::size_t>(tokens) == tokens_of_row()) return;
+    throw std::logic_error("adore: device_tier: made for " + std::to_string(shape_.sequences) +
+                           " rows of " + std::to_string(tokens_of_row()) +
+                           " tokens, the ledger remembers " + std::to_string(rows) + " of " +
+                           std::to_string(tokens));
+  }
   detail::tier_layer layer_in(uint4* cells, index_t layer) const {
     return {view_, cells + cell_of(layer, 0, 0), token_cells_};
   }

@@ -12,9 +12,6 @@
 #include <type_traits>
 
 namespace adore::gpu {
-
-inline constexpr index_t most_new_tokens = 16;  ///< of one row in one step, on the device
-
 namespace detail {
 
 /// The priority that `order_key` was given; NaN comes back as `keep_never`.

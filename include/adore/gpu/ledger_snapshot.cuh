@@ -15,6 +15,7 @@
 #include <cstring>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -116,6 +117,12 @@ void restore_row(cudaStream_t stream,
     position_t* const here = positions.data() + l * static_cast<std::size_t>(ledger.stride);
     std::copy_n(saved.positions.begin() + static_cast<std::ptrdiff_t>(l * slots), slots, here);
     books[l].budget = saved.budgets[l];
+    if (saved.budgets[l] != unbounded &&
+        saved.budgets[l] > ledger.slots - ledger.max_new - ledger.guests) {
+      throw std::invalid_argument("adore: the snapshot has a budget of " +
+                                  std::to_string(saved.budgets[l]) + ", here a lane has room for " +
+                                  std::to_string(ledger.slots - ledger.max_new - ledger.guests));
+    }
     for (index_t s = 0; s < ledger.slots; ++s) {
       if (here[s] >= saved.next || here[s] < no_position) {
         throw std::invalid_argument("adore: the snapshot holds a token of the future");

@@ -45,6 +45,7 @@ struct departure {
   index_t slot;
 };
 inline constexpr index_t most_departures = 40;  ///< of a row and decision that are noted
+inline constexpr index_t most_new_tokens = 16;  ///< of one row in one step, on the device
 
 /// What is remembered of released tokens, so that they can come back.
 struct past_view {

@@ -23,7 +23,8 @@ struct rebuild_view {
   bool restores = false;  // nobody is computed: K and V come from a tier
   bool stays = false;     // a guest stays until its place is needed
   bool competes = false;
-  index_t period = 1;
+  bool recomputes = false;  // a guest that is still wanted at its turn is computed again
+  index_t period = 1;       // in steps
 
   index_t* ids = nullptr;           // [row, token] vocabulary ids
   position_t* wanted = nullptr;     // [row, R] best first; -1: nobody
@@ -134,8 +135,7 @@ __global__ void __launch_bounds__(wish_threads) wish_kernel(ledger_view<P> const
         is_guest = is_guest || rebuild.guests[first + g] == p;
       }
       rebuild.wanted[first + j] = p;
-      // a guest of `every` is computed again where it is
-      if (!is_guest || rebuild.period > 1) rebuild.wishes[first + j] = last;
+      if (!is_guest || rebuild.recomputes) rebuild.wishes[first + j] = last;
     }
   }
 }

@@ -70,15 +70,15 @@ struct given_positions {
 /// Original positions: the j-th new token of a row gets its place in the text, next + j.
 struct step_positions {
   row_books const* rows;  // [row]
-  index_t max_new;
+  index_t row_count, max_new;
 
   template <eviction_policy P>
   explicit step_positions(ledger_view<P> const& ledger)
-      : rows(ledger.rows), max_new(ledger.max_new) {}
+      : rows(ledger.rows), row_count(ledger.row_count), max_new(ledger.max_new) {}
   __device__ position_t operator()(index_t token) const {
     index_t const row = token / max_new;
     index_t const j = token - row * max_new;
-    return j < rows[row].count ? rows[row].next + j : no_position;
+    return row < row_count && j < rows[row].count ? rows[row].next + j : no_position;
   }
 };
 

@@ -93,6 +93,7 @@ class device_hearing {
               index_t const* ids,
               index_t const* accepted) requires reads_tokens<P> {
     auto const lanes = static_cast<unsigned>(ledger.row_count * ledger.lanes_per_row());
+    if (lanes == 0) return;
     unsigned const blocks = (lanes + detail::hearing_threads - 1) / detail::hearing_threads;
     detail::hear_kernel<P><<<blocks, detail::hearing_threads, 0, stream>>>(
         ledger, policy, ids, accepted, before_.data());
@@ -113,6 +114,7 @@ struct numbered_positions {
 
   __device__ position_t operator()(index_t token) const {
     index_t const row = token / ledger.max_new;
+    if (row >= ledger.row_count) return no_position;
     row_books const& books = ledger.rows[row];
     if (token - row * ledger.max_new >= books.count) return no_position;
     index_t const place = (books.next + token - row * ledger.max_new) % ledger.max_new;

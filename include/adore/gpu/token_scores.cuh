@@ -76,6 +76,7 @@ void give_scores_async(cudaStream_t stream,
                            std::to_string(ledger.layers * ledger.kv_heads) + " are needed");
   }
   index_t const lanes = ledger.row_count * ledger.lanes_per_row();
+  if (lanes == 0) return;
   unsigned const threads = only_new ? 32 : 128;
   detail::give_scores_kernel<P>
       <<<static_cast<unsigned>(lanes), threads, 0, stream>>>(ledger, policy, scores, only_new);

@@ -52,6 +52,7 @@ void attend_async(cudaStream_t stream,
   static_assert(!scores_keys<P>,
                 "adore::gpu: a policy that looks at keys cannot limit attention as well");
   detail::check_attention(args, ledger, Channels);
+  if (ledger.row_count == 0) return;
   top_k_scope const agreed = policy.attention_limit().scope;
   if (agreed == top_k_scope::layer && ledger.reach == scope::kv_head) {
     throw std::invalid_argument(
@@ -69,8 +70,9 @@ void attend_async(cudaStream_t stream,
         " bytes of shared memory to choose the strongest keys, a block has " +
         std::to_string(of_block));
   }
+  // always the same, so that what a captured graph, or another thread, relies on stays true
   check(cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(of_block)));
   args.k.tokens = args.v.tokens = ledger.row_count * ledger.max_new;
   append_async(stream, ledger, policy, args.layer, args.keys, args.values, args.k, args.v);
   dim3 const grid(static_cast<unsigned>(agreed == top_k_scope::layer ? 1 : ledger.kv_heads),
