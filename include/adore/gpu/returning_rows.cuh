@@ -29,7 +29,8 @@ namespace adore::gpu {
 ///
 /// K and V in the slots are the store's to copy, to the same slots: all of a row, since who has
 /// just been released, and may be restored, is still in its slot. A controller that hears the rows
-/// is not among the parts: it forks by `device_controller::fork_async`, and hears a loaded row anew.
+/// is not among the parts: it forks by `device_controller::fork_async`, and hears a loaded row
+/// anew.
 ///
 /// @tparam T  of the tier
 template <eviction_policy P, class T = float>
