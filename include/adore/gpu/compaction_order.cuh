@@ -137,8 +137,7 @@ std::size_t compaction_order_bytes(ledger_view<P> const& ledger) {
 /// @return the order, for kernels that come after on the stream
 /// @pre     between steps; the ledger stays as it is until `compact_ledger_async`
 /// @throws  std::logic_error if released tokens may come back, std::invalid_argument for a
-/// workspace that is null or not aligned, cuda_error if the
-///          launch fails
+///          workspace that is null or not aligned, cuda_error if the launch fails
 /// Stream:  enqueued on `stream`; returns before it is done.  Memory: no allocation.
 /// Cost:    slots log^2 slots comparisons per lane; small beside moving one layer's K and V.
 template <eviction_policy P>

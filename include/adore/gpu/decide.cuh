@@ -222,8 +222,7 @@ void launch_decision(cudaStream_t stream,
 /// Lets the policy observe and ends the step of the lanes of one layer; scope model: of all lanes.
 ///
 /// @param layer  of the lanes; in scope model 0
-/// @throws std::logic_error if the policy observes and there are no weights, or if they or the
-/// layer
+/// @throws std::logic_error if the policy observes and there are no weights, or if weights or layer
 ///         do not fit, cuda_error
 /// Stream: asynchronous, capturable. Memory: none.
 template <eviction_policy P>

@@ -149,8 +149,8 @@ class device_controller {
   /// from its first token on: a row that goes on from a snapshot must be heard anew.
   ///
   /// @param ids  [row] vocabulary ids; rows whose `count` is 0 are not read
-  /// @throws std::logic_error if steps bring several tokens, or the ledger has other rows;
-  /// cuda_error Stream: asynchronous, capturable. Memory: none.
+  /// @throws std::logic_error if steps bring several tokens or the ledger has other rows
+  /// Stream: asynchronous, capturable. Memory: none.
   template <eviction_policy P>
   void step_async(cudaStream_t stream, ledger_view<P> const& ledger, index_t const* ids) {
     if (ledger.max_new != 1 || ledger.row_count != rows_) {

@@ -49,9 +49,9 @@ void copy_row_async(cudaStream_t stream, T* data, std::size_t of_row, index_t fr
                         stream));
 }
 template <class T>
-void append_bytes(std::vector<std::byte>& to, std::vector<T> const& from) {
+void append_bytes(std::vector<std::byte>& to, std::span<T const> from) {
   auto const* const bytes = reinterpret_cast<std::byte const*>(from.data());
-  to.insert(to.end(), bytes, bytes + from.size() * sizeof(T));
+  to.insert(to.end(), bytes, bytes + from.size_bytes());
 }
 
 /// As `adore::ledger::snapshot` gives them. Synchronises.
@@ -60,37 +60,52 @@ row_snapshot snapshot_of(cudaStream_t stream,
                          ledger_view<P> const& ledger,
                          P const& policy,
                          index_t row) {
+  using slot_state = slot_state_of<P>;
   row_books const books = read_one<row_books>(stream, ledger.rows + row);
   row_snapshot saved{.reach = ledger.reach, .next = books.next, .seed = books.seed};
+  // a row's lanes lie one behind the other: a copy for all of them
   index_t const first = row * ledger.lanes_per_row();
-  for (index_t lane = first; lane < first + ledger.lanes_per_row(); ++lane) {
-    saved.budgets.push_back(read_one<lane_books>(stream, ledger.lanes + lane).budget);
-    auto here = read_some<position_t>(
-        stream, ledger.positions + ledger.cell(lane), static_cast<std::size_t>(ledger.slots));
-    for (position_t& p : here) p = p >= 0 && p < books.next ? p : no_position;  // guests neither
-    saved.positions.insert(saved.positions.end(), here.begin(), here.end());
-    saved.rotary.insert(saved.rotary.end(), here.begin(), here.end());
-    if constexpr (!std::is_empty_v<slot_state_of<P>>) {
-      auto const states = read_some<slot_state_of<P>>(
-          stream, ledger.states_of(lane), static_cast<std::size_t>(ledger.slots));
-      append_bytes(saved.slot_states, states);
-      for (std::size_t s = 0; numbers_tokens<P> && s < here.size(); ++s) {
-        position_t& rotary = saved.rotary[saved.rotary.size() - here.size() + s];
-        if (rotary >= 0) rotary = shown_slot(policy, rotary, states[s]).rotary_position;
+  auto const lanes = static_cast<std::size_t>(ledger.lanes_per_row());
+  auto const slots = static_cast<std::size_t>(ledger.slots);
+  auto const stride = static_cast<std::size_t>(ledger.stride);
+  for (lane_books const& lane : read_some<lane_books>(stream, ledger.lanes + first, lanes)) {
+    saved.budgets.push_back(lane.budget);
+  }
+  auto const positions =
+      read_some<position_t>(stream, ledger.positions + ledger.cell(first), lanes * stride);
+  std::vector<slot_state> states;
+  if constexpr (!std::is_empty_v<slot_state>) {
+    states = read_some<slot_state>(stream, ledger.states_of(first), lanes * stride);
+  }
+  for (std::size_t lane = 0; lane < lanes; ++lane) {
+    for (std::size_t s = 0; s < slots; ++s) {
+      position_t const p = positions[lane * stride + s];
+      bool const is_kept = p >= 0 && p < books.next;  // guests neither
+      saved.positions.push_back(is_kept ? p : no_position);
+      saved.rotary.push_back(saved.positions.back());
+      if constexpr (numbers_tokens<P>) {
+        if (is_kept) {
+          saved.rotary.back() = shown_slot(policy, p, states[lane * stride + s]).rotary_position;
+        }
       }
     }
-    if constexpr (!std::is_empty_v<lane_state_of<P>>) {
-      append_bytes(saved.lane_states,
-                   read_some<lane_state_of<P>>(stream, ledger.lane_state(lane), 1));
+    if constexpr (!std::is_empty_v<slot_state>) {
+      append_bytes(saved.slot_states,
+                   std::span<slot_state const>(states).subspan(lane * stride, slots));
     }
+  }
+  if constexpr (!std::is_empty_v<lane_state_of<P>>) {
+    auto const of_lanes = read_some<lane_state_of<P>>(stream, ledger.lane_state(first), lanes);
+    append_bytes(saved.lane_states, std::span<lane_state_of<P> const>(of_lanes));
   }
   return saved;
 }
 
 /// Writes them, with slots for the tokens of the next step. Synchronises.
 ///
+/// @pre `require_sound` has passed
 /// @param places  that are set aside for guests in the row's only lane
-/// @throws std::invalid_argument, with nothing changed, if the snapshot does not fit
+/// @throws std::invalid_argument, with nothing changed, if a lane has no room for its budget
 template <eviction_policy P>
 void restore_row(cudaStream_t stream,
                  ledger_view<P> const& ledger,
@@ -99,34 +114,26 @@ void restore_row(cudaStream_t stream,
                  guest_places const& places = {}) {
   auto const lanes = static_cast<std::size_t>(ledger.lanes_per_row());
   auto const slots = static_cast<std::size_t>(ledger.slots);
-  bool const fits =
-      saved.reach == ledger.reach && saved.budgets.size() == lanes &&
-      saved.positions.size() == lanes * slots &&
-      saved.slot_states.size() ==
-          (std::is_empty_v<slot_state_of<P>> ? 0 : lanes * slots * sizeof(slot_state_of<P>)) &&
-      saved.lane_states.size() ==
-          (std::is_empty_v<lane_state_of<P>> ? 0 : lanes * sizeof(lane_state_of<P>));
-  if (!fits) {
-    throw std::invalid_argument("adore: the snapshot is of a cache of another set-up");
-  }
-  std::vector<position_t> positions(lanes * static_cast<std::size_t>(ledger.stride), no_position);
+  auto const stride = static_cast<std::size_t>(ledger.stride);
+  constexpr std::size_t of_state = sizeof(slot_state_of<P>);
+  std::vector<position_t> positions(lanes * stride, no_position);
   std::vector<index_t> new_slots(lanes * static_cast<std::size_t>(ledger.max_new));
   std::vector<lane_books> books(lanes);
-  std::vector<std::byte> states = saved.slot_states;
+  std::vector<std::byte> states(std::is_empty_v<slot_state_of<P>> ? 0 : lanes * stride * of_state);
   for (std::size_t l = 0; l < lanes; ++l) {
-    position_t* const here = positions.data() + l * static_cast<std::size_t>(ledger.stride);
+    position_t* const here = positions.data() + l * stride;
     std::copy_n(saved.positions.begin() + static_cast<std::ptrdiff_t>(l * slots), slots, here);
+    if (!states.empty()) {
+      std::memcpy(states.data() + l * stride * of_state,
+                  saved.slot_states.data() + l * slots * of_state,
+                  slots * of_state);
+    }
     books[l].budget = saved.budgets[l];
     if (saved.budgets[l] != unbounded &&
         saved.budgets[l] > ledger.slots - ledger.max_new - ledger.guests) {
       throw std::invalid_argument("adore: the snapshot has a budget of " +
                                   std::to_string(saved.budgets[l]) + ", here a lane has room for " +
                                   std::to_string(ledger.slots - ledger.max_new - ledger.guests));
-    }
-    for (index_t s = 0; s < ledger.slots; ++s) {
-      if (here[s] >= saved.next || here[s] < no_position) {
-        throw std::invalid_argument("adore: the snapshot holds a token of the future");
-      }
     }
     for (std::size_t place = 0; place < places.slots.size(); ++place) {
       here[places.slots[place]] =
@@ -145,9 +152,9 @@ void restore_row(cudaStream_t stream,
         books[l].extent = s + 1;
         if constexpr (scores_tokens<P>) {  // of a reserved slot it is empty
           slot_state_of<P> const none{};
-          std::memcpy(states.data() + (l * slots + static_cast<std::size_t>(s)) * sizeof(none),
+          std::memcpy(states.data() + (l * stride + static_cast<std::size_t>(s)) * of_state,
                       &none,
-                      sizeof(none));
+                      of_state);
         }
       }
     }
@@ -165,12 +172,9 @@ void restore_row(cudaStream_t stream,
               std::span<index_t const>(new_slots));
   write_async(stream, ledger.lanes + first, std::span<lane_books const>(books));
   if constexpr (!std::is_empty_v<slot_state_of<P>>) {
-    for (std::size_t l = 0; l < lanes; ++l) {
-      write_async(stream,
-                  reinterpret_cast<std::byte*>(ledger.states_of(static_cast<index_t>(first + l))),
-                  std::span<std::byte const>(states).subspan(l * slots * sizeof(slot_state_of<P>),
-                                                             slots * sizeof(slot_state_of<P>)));
-    }
+    write_async(stream,
+                reinterpret_cast<std::byte*>(ledger.states_of(static_cast<index_t>(first))),
+                std::span<std::byte const>(states));
   }
   if constexpr (!std::is_empty_v<lane_state_of<P>>) {
     write_async(stream,

@@ -110,7 +110,9 @@ void save_past(cudaStream_t stream,
           "saved");
     }
   }
-  if constexpr (!std::is_empty_v<slot_state>) append_bytes(past.states, states);
+  if constexpr (!std::is_empty_v<slot_state>) {
+    append_bytes(past.states, std::span<slot_state const>(states));
+  }
 }
 
 /// A row's past as it lies in device memory.
