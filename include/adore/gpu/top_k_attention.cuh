@@ -61,8 +61,10 @@ void attend_async(cudaStream_t stream,
   if (args.scale == 0.0F) args.scale = 1.0F / std::sqrt(static_cast<float>(Channels));
   auto* const kernel = detail::top_k_kernel<T, Channels, P, View>;
   std::size_t const bytes = 2 * sizeof(float) * static_cast<std::size_t>(ledger.slots);
-  std::size_t const of_block =
-      227 * 1024 - sizeof(typename detail::top_k_block<T, Channels, P, View>::shared_memory);
+  constexpr std::size_t alignment = 128;  // what static shared memory is rounded up to
+  constexpr std::size_t of_block =
+      227 * 1024 - alignment -
+      sizeof(typename detail::top_k_block<T, Channels, P, View>::shared_memory);
   if (bytes > of_block) {
     throw std::invalid_argument(
         "adore: attend_async: " + std::to_string(ledger.slots) + " slots need " +
