@@ -39,30 +39,63 @@ controller_weights random_weights(controller_options options, index_t outputs) {
   return weights;
 }
 
+/// A controller that hears the rows of a ledger, and what it is given of the vocabulary.
+struct heard_rows {
+  static constexpr index_t vocabulary = 30, rows = 3;
+  index_t tokens;
+  controller_weights weights;
+  std::vector<float> embeddings;
+  gpu::device_buffer<float> on_device;
+  gpu::device_ledger<adaptive_release> ledger{
+      {.keep = 8, .recent = 1, .sinks = 1}, {rows, 1, 1, 9, 64}, scope::model};
+  gpu::device_controller device;
+
+  heard_rows(controller_options options, index_t outputs, index_t longest, std::mt19937& random)
+      : tokens(longest),
+        weights(random_weights(options, outputs)),
+        embeddings(random_embeddings(weights.inputs, random)),
+        on_device(std::span<float const>(embeddings)),
+        device(weights, on_device.data(), vocabulary, rows, tokens) {}
+
+  void step(std::vector<index_t> const& ids) {
+    gpu::device_buffer<index_t> const of_step{std::span<index_t const>(ids)};
+    device.step_async(nullptr, ledger.view(), of_step.data());
+  }
+  /// [row, output, token]
+  std::vector<float> logits() const {
+    std::vector<float> copy(static_cast<std::size_t>(rows * weights.outputs * tokens));
+    gpu::check(cudaMemcpy(
+        copy.data(), device.scores().logits, copy.size() * sizeof(float), cudaMemcpyDeviceToHost));
+    return copy;
+  }
+
+ private:
+  static std::vector<float> random_embeddings(index_t inputs, std::mt19937& random) {
+    std::normal_distribution<float> normal(0.0F, 1.0F);
+    std::vector<float> all(static_cast<std::size_t>(vocabulary * inputs));
+    for (float& x : all) x = normal(random);
+    return all;
+  }
+};
+
 /// Rows take part in some steps only; one begins anew.
 void compare(controller_options options, index_t outputs) {
   CAPTURE(std::string(word_of(options.gru)));
   CAPTURE(std::string(word_of(options.mode)));
-  constexpr index_t vocabulary = 30;
-  constexpr index_t rows = 3;
+  constexpr index_t rows = heard_rows::rows;
   constexpr index_t tokens = 100;
-  controller_weights const weights = random_weights(options, outputs);
-  controller const host(weights);
   std::mt19937 random(6);
-  std::normal_distribution<float> normal(0.0F, 1.0F);
-  std::vector<float> embeddings(static_cast<std::size_t>(vocabulary * weights.inputs));
-  for (float& x : embeddings) x = normal(random);
-  gpu::device_buffer<float> const on_device{std::span<float const>(embeddings)};
-  gpu::device_ledger<adaptive_release> ledger(
-      {.keep = 8, .recent = 1, .sinks = 1}, {rows, 1, 1, 9, 64}, scope::model);
-  gpu::device_controller device(weights, on_device.data(), vocabulary, rows, tokens);
+  heard_rows heard(options, outputs, tokens, random);
+  controller_weights const& weights = heard.weights;
+  auto& ledger = heard.ledger;
+  controller const host(weights);
   std::vector<controller_state> states(rows, host.start());
   for (index_t row = 0; row < rows; ++row) ledger.open_async(nullptr, row);
   float largest = 0.0F;
   for (index_t n = 0; n < 80; ++n) {
     std::vector<index_t> ids, counts;
     for (index_t row = 0; row < rows; ++row) {
-      ids.push_back(static_cast<index_t>(random() % vocabulary));
+      ids.push_back(static_cast<index_t>(random() % heard_rows::vocabulary));
       counts.push_back(row == 1 ? n % 2 : 1);
     }
     if (n == 50) {
@@ -70,19 +103,15 @@ void compare(controller_options options, index_t outputs) {
       ledger.open_async(nullptr, 2);
     }
     ledger.set_counts(nullptr, counts);
-    gpu::device_buffer<index_t> const step{std::span<index_t const>(ids)};
-    device.step_async(nullptr, ledger.view(), step.data());
-    std::vector<float> logits(static_cast<std::size_t>(rows * outputs * tokens));
-    gpu::check(cudaMemcpy(logits.data(),
-                          device.scores().logits,
-                          logits.size() * sizeof(float),
-                          cudaMemcpyDeviceToHost));
+    heard.step(ids);
+    std::vector<float> const logits = heard.logits();
     gpu::advance_async(nullptr, ledger.view());
     for (index_t row = 0; row < rows; ++row) {
       auto const r = static_cast<std::size_t>(row);
       if (counts[r] == 0) continue;
-      std::span<float const> const x(embeddings.data() + std::ptrdiff_t{ids[r]} * weights.inputs,
-                                     static_cast<std::size_t>(weights.inputs));
+      std::span<float const> const x(
+          heard.embeddings.data() + std::ptrdiff_t{ids[r]} * weights.inputs,
+          static_cast<std::size_t>(weights.inputs));
       std::vector<float> expected(static_cast<std::size_t>(outputs));
       bool const dynamic = options.rescores();
       if (dynamic) {
@@ -122,39 +151,26 @@ TEST_CASE("the device hears and scores as the host does, in every mode") {
 }
 
 TEST_CASE("a row that is forked is scored as the one that it is a fork of") {
-  constexpr index_t vocabulary = 30, rows = 3, tokens = 40;
+  constexpr index_t outputs = 2, tokens = 40;
   for (score_mode const mode :
        {score_mode::static_score, score_mode::query_conditioned, score_mode::bilinear}) {
     CAPTURE(std::string(word_of(mode)));
-    controller_weights const weights = random_weights({.mode = mode}, 2);
     std::mt19937 random(8);
-    std::normal_distribution<float> normal(0.0F, 1.0F);
-    std::vector<float> embeddings(static_cast<std::size_t>(vocabulary * weights.inputs));
-    for (float& x : embeddings) x = normal(random);
-    gpu::device_buffer<float> const on_device{std::span<float const>(embeddings)};
-    gpu::device_ledger<adaptive_release> ledger(
-        {.keep = 8, .recent = 1, .sinks = 1}, {rows, 1, 1, 9, 64}, scope::model);
-    gpu::device_controller device(weights, on_device.data(), vocabulary, rows, tokens);
-    ledger.open_async(nullptr, 0);
+    heard_rows heard({.mode = mode}, outputs, tokens, random);
+    heard.ledger.open_async(nullptr, 0);
     for (index_t n = 0; n < 20; ++n) {
       if (n == 12) {
-        ledger.fork_async(nullptr, 0, 2);
-        device.fork_async(nullptr, 0, 2);
+        heard.ledger.fork_async(nullptr, 0, 2);
+        heard.device.fork_async(nullptr, 0, 2);
       }
-      auto const id = static_cast<index_t>(random() % vocabulary);
-      std::vector<index_t> const ids{id, 0, id};
-      gpu::device_buffer<index_t> const step{std::span<index_t const>(ids)};
-      device.step_async(nullptr, ledger.view(), step.data());
-      gpu::advance_async(nullptr, ledger.view());
+      auto const id = static_cast<index_t>(random() % heard_rows::vocabulary);
+      heard.step({id, 0, id});
+      gpu::advance_async(nullptr, heard.ledger.view());
     }
-    std::vector<float> logits(static_cast<std::size_t>(rows * 2 * tokens));
-    gpu::check(cudaMemcpy(logits.data(),
-                          device.scores().logits,
-                          logits.size() * sizeof(float),
-                          cudaMemcpyDeviceToHost));
+    std::vector<float> const logits = heard.logits();
     auto const of_row = [&](index_t row) {
-      auto const begin = logits.begin() + static_cast<std::ptrdiff_t>(row * 2 * tokens);
-      return std::vector<float>(begin, begin + 2 * tokens);
+      auto const begin = logits.begin() + static_cast<std::ptrdiff_t>(row * outputs * tokens);
+      return std::vector<float>(begin, begin + outputs * tokens);
     };
     CHECK(of_row(2) == of_row(0));
     CHECK(of_row(1) != of_row(0));
