@@ -13,7 +13,6 @@
 #include "adore/types.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -51,12 +50,6 @@ cache_options checked_options(P const& policy, cache_options options) {
   require_field(
       options.max_new >= 1, "cache_options.max_new", options.max_new, "must be at least 1");
   return options;
-}
-
-/// Factor of q.k.
-inline float attention_scale_of(cache_options const& options, index_t channels) {
-  if (options.attention_scale != 0.0F) return options.attention_scale;
-  return 1.0F / std::sqrt(static_cast<float>(channels));
 }
 
 /// @throws std::invalid_argument if a lane cannot hold what its budget says beside a step's tokens

@@ -3,6 +3,7 @@
 // which its tokens are in their lanes like any others.
 #pragma once
 
+#include "adore/attention/attention_scale.hpp"
 #include "adore/attention/key_storage.hpp"
 #include "adore/attention/prompt_lane.hpp"
 #include "adore/attention/prompt_stage.hpp"
@@ -54,7 +55,7 @@ class dense_prompt {
               key_storage<P>& storage,
               cache_options const& options) {
     or_close(all, [&] {
-      float const scale = attention_scale_of(options, q.channels);
+      float const scale = attention_scale_of(options.attention_scale, q.channels);
       stage_.attend(layer, q, out, storage, options.reduction, scale);
       if (all.books.reach() != scope::model) select(all, storage, layer);
     });

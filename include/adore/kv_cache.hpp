@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adore/attention/append.hpp"
+#include "adore/attention/attention_scale.hpp"
 #include "adore/attention/key_storage.hpp"
 #include "adore/attention/step_attention.hpp"
 #include "adore/cache_options.hpp"
@@ -155,8 +156,12 @@ class kv_cache {
     if (progress_.in_prompt()) {
       return progress_.attempt([&] { prompt_.attend(rows_, layer, q, out, storage_, options_); });
     }
-    attended_layer const at{
-        layer, q, out, keys(layer), values(layer), attention_scale_of(options_, q.channels)};
+    attended_layer const at{layer,
+                            q,
+                            out,
+                            keys(layer),
+                            values(layer),
+                            attention_scale_of(options_.attention_scale, q.channels)};
     attention_.attend_new(
         rows_.books, rows_.order, storage_, at, progress_.rows(), tokens_.rotary(), watch);
     attention_.attend_rebuilt(

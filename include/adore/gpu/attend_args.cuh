@@ -74,14 +74,15 @@ template <class P, class T, class View, class Guests>
 void check_attention(attend_args<T, View, Guests> const& args,
                      ledger_view<P> const& ledger,
                      index_t channels) {
-  auto const require = [](bool holds, std::string const& what) {
-    if (!holds) throw std::logic_error("adore: attend_async: " + what);
+  // sentences are made when they are needed: this runs at each launch
+  auto const refuse = [](std::string const& what) {
+    throw std::logic_error("adore: attend_async: " + what);
   };
-  require(ledger.kv_heads >= 1, "the ledger has no KV heads");
+  if (ledger.kv_heads < 1) refuse("the ledger has no KV heads");
   auto const require_channels = [&](char const* what, index_t have) {
-    require(have == channels,
-            std::string(what) + " has " + std::to_string(have) +
-                " channels per head, the template argument says " + std::to_string(channels));
+    if (have == channels) return;
+    refuse(std::string(what) + " has " + std::to_string(have) +
+           " channels per head, the template argument says " + std::to_string(channels));
   };
   require_channels("q", args.q.channels);
   require_channels("k", args.k.channels);
@@ -89,8 +90,9 @@ void check_attention(attend_args<T, View, Guests> const& args,
   require_channels("keys", args.keys.channels);
   require_channels("values", args.values.channels);
   require_channels("out", args.out.channels);
-  require(args.k.heads == ledger.kv_heads && args.v.heads == ledger.kv_heads,
-          "k and v must have the ledger's " + std::to_string(ledger.kv_heads) + " KV heads");
+  if (args.k.heads != ledger.kv_heads || args.v.heads != ledger.kv_heads) {
+    refuse("k and v must have the ledger's " + std::to_string(ledger.kv_heads) + " KV heads");
+  }
   require_fits("attend_async", "keys", args.keys, ledger.row_count, ledger.kv_heads, ledger.slots);
   require_fits(
       "attend_async", "values", args.values, ledger.row_count, ledger.kv_heads, ledger.slots);
@@ -101,29 +103,35 @@ void check_attention(attend_args<T, View, Guests> const& args,
   check_tokens(args.v, "v");
   check_tokens(args.out, "out");
   index_t const group = args.q.heads / ledger.kv_heads;
-  require(group * ledger.kv_heads == args.q.heads && group >= 1 && group <= 2 * tile_queries,
-          std::to_string(args.q.heads) + " query heads: must be 1 to 16 times the " +
-              std::to_string(ledger.kv_heads) + " KV heads");
-  require(args.out.heads == args.q.heads,
-          "out has " + std::to_string(args.out.heads) + " heads, q has " +
-              std::to_string(args.q.heads));
-  require(args.q.head_stride == channels,
-          "the query heads of a token must lie one behind the other");
-  require(reinterpret_cast<std::uintptr_t>(args.weights) % 16 == 0,
-          "weights must lie at a multiple of 16 bytes");
+  if (group * ledger.kv_heads != args.q.heads || group < 1 || group > 2 * tile_queries) {
+    refuse(std::to_string(args.q.heads) + " query heads: must be 1 to 16 times the " +
+           std::to_string(ledger.kv_heads) + " KV heads");
+  }
+  if (args.out.heads != args.q.heads) {
+    refuse("out has " + std::to_string(args.out.heads) + " heads, q has " +
+           std::to_string(args.q.heads));
+  }
+  if (args.q.head_stride != channels) {
+    refuse("the query heads of a token must lie one behind the other");
+  }
+  if (!is_aligned(args.weights, 16)) refuse("weights must lie at a multiple of 16 bytes");
   index_t const tokens = ledger.row_count * ledger.max_new;
-  require(args.rebuilt.most <= most_rebuilt,
-          std::to_string(args.rebuilt.most) + " rebuilt tokens per row: at most " +
-              std::to_string(most_rebuilt));
-  require(args.q.tokens >= tokens && args.k.tokens >= tokens && args.v.tokens >= tokens &&
-              args.out.tokens >= tokens,
-          "q, k, v and out must have room for " + std::to_string(tokens) +
-              " tokens, max_new for each row");
-  require(ledger.max_new <= most_new_tokens,
-          "max_new = " + std::to_string(ledger.max_new) + ": at most " +
-              std::to_string(most_new_tokens));
-  require(args.layer >= 0 && args.layer < ledger.layers,
-          "layer " + std::to_string(args.layer) + " of " + std::to_string(ledger.layers));
+  if (args.rebuilt.most > most_rebuilt) {
+    refuse(std::to_string(args.rebuilt.most) + " rebuilt tokens per row: at most " +
+           std::to_string(most_rebuilt));
+  }
+  if (args.q.tokens < tokens || args.k.tokens < tokens || args.v.tokens < tokens ||
+      args.out.tokens < tokens) {
+    refuse("q, k, v and out must have room for " + std::to_string(tokens) +
+           " tokens, max_new for each row");
+  }
+  if (ledger.max_new > most_new_tokens) {
+    refuse("max_new = " + std::to_string(ledger.max_new) + ": at most " +
+           std::to_string(most_new_tokens));
+  }
+  if (args.layer < 0 || args.layer >= ledger.layers) {
+    refuse("layer " + std::to_string(args.layer) + " of " + std::to_string(ledger.layers));
+  }
 }
 
 }  // namespace detail

@@ -9,6 +9,7 @@
 #include "adore/gpu/fragments.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/lane_exchange.cuh"
+#include "adore/gpu/launch.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/narrow_fragments.cuh"
 #include "adore/gpu/warp.cuh"
@@ -220,7 +221,7 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   constexpr int of_multiprocessor = 228 * 1024;
   int states = plan.doubled ? 2 * plan.states_bytes : 0;
   auto const stages = [&] {
-    int const room = std::min(of_multiprocessor / resident, 227 * 1024) - others - states;
+    int const room = std::min(of_multiprocessor / resident, most_block_bytes) - others - states;
     return std::max(0, room / stage);
   };
   while (resident > 1 && stages() < 2) --resident;

@@ -5,6 +5,7 @@
 
 #include "adore/concepts.hpp"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/kv_rows.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/launch.cuh"
 #include "adore/gpu/ledger_view.cuh"
@@ -244,7 +245,7 @@ void decide_async(cudaStream_t stream,
                            ": the ledger has lanes of " + std::to_string(ledger.lane_layers()) +
                            " (scope model: of one)");
   }
-  if (reinterpret_cast<std::uintptr_t>(args.weights) % 16 != 0) {
+  if (!detail::is_aligned(args.weights, 16)) {
     throw std::logic_error("adore: decide_async: weights must lie at a multiple of 16 bytes");
   }
   if (args.advances && ledger.reach != scope::model) {

@@ -4,6 +4,7 @@
 // the strongest keys it is top_k_attention.cuh.)
 #pragma once
 
+#include "adore/attention/attention_scale.hpp"
 #include "adore/concepts.hpp"
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/attend_kernel.cuh"
@@ -19,7 +20,6 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
@@ -38,7 +38,7 @@ void launch_planned(cudaStream_t stream,
   index_t const lanes = plan.schedule.lanes;
   auto* const kernel = attend_kernel<T, Channels, QueryRows, P, View, Guests, Plan>;
   // always the same, so that what a captured graph, or another thread, relies on stays true
-  constexpr int most_bytes = 227 * 1024 - 1024 - static_cast<int>(sizeof(attend_shared<QueryRows>));
+  constexpr int most_bytes = static_cast<int>(most_dynamic_bytes(sizeof(attend_shared<QueryRows>)));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes));
   cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
@@ -70,7 +70,7 @@ void launch_planned(cudaStream_t stream,
   }
   config.gridDim = dim3(static_cast<unsigned>(plan.schedule.clusters * plan.blocks));
   if (args.overlaps && !plan.exchanges) attributes[config.numAttrs++] = may_overlap();
-  if (args.scale == 0.0F) args.scale = 1.0F / std::sqrt(static_cast<float>(Channels));
+  args.scale = attention_scale_of(args.scale, Channels);
   check(cudaLaunchKernelEx(&config, kernel, args, ledger, policy, plan));
 }
 

@@ -72,13 +72,12 @@ class device_ledger {
           kv_shape lanes = shape;
           budget = policy.lane_budget(lanes, layer, head);
         }
-        std::string const room = std::to_string(shape.slots) +
-                                 " slots, less max_new = " + std::to_string(max_new) +
-                                 " and guests = " + std::to_string(guests) + ", are too few for it";
-        require(budget == unbounded || budget <= shape.slots - max_new - guests,
-                "budget",
-                budget,
-                room.c_str());
+        if (budget != unbounded && budget > shape.slots - max_new - guests) {
+          refuse("budget",
+                 budget,
+                 std::to_string(shape.slots) + " slots, less max_new = " + std::to_string(max_new) +
+                     " and guests = " + std::to_string(guests) + ", are too few for it");
+        }
         initial.push_back(budget);
       }
     }
@@ -233,12 +232,7 @@ class device_ledger {
       throw std::invalid_argument(
           "adore: the snapshot has released tokens that may come back, and in this cache none do");
     }
-    require_sound(saved,
-                  row_measure{view_.reach,
-                              static_cast<std::size_t>(view_.lanes_per_row()),
-                              static_cast<std::size_t>(view_.slots),
-                              std::is_empty_v<slot_state_of<P>> ? 0 : sizeof(slot_state_of<P>),
-                              std::is_empty_v<lane_state_of<P>> ? 0 : sizeof(lane_state_of<P>)});
+    require_sound(saved, detail::row_measure_of(view_));
     detail::restore_row(stream, view_, row, saved);
   }
 
@@ -254,11 +248,12 @@ class device_ledger {
   static void clear(Buffers&... buffers) {
     (check(cudaMemset(buffers.data(), 0, buffers.bytes())), ...);
   }
+  [[noreturn]] static void refuse(char const* field, index_t value, std::string const& why) {
+    throw std::invalid_argument(std::string("adore: device_ledger: ") + field + " = " +
+                                std::to_string(value) + ": " + why);
+  }
   static void require(bool holds, char const* field, index_t value, char const* rule) {
-    if (!holds) {
-      throw std::invalid_argument(std::string("adore: device_ledger: ") + field + " = " +
-                                  std::to_string(value) + ": " + rule);
-    }
+    if (!holds) refuse(field, value, rule);
   }
   void refuse_past(char const* what) const {
     if (view_.past.tokens == 0) return;

@@ -12,6 +12,7 @@
 #include "adore/gpu/rebuild_choice.cuh"
 #include "adore/gpu/rope.cuh"
 #include "adore/rebuild/rebuild_stage.hpp"
+#include "adore/rebuild/rebuildable.hpp"
 #include "adore/rebuild/schedule.hpp"
 
 #include <cuda_runtime_api.h>
@@ -66,10 +67,7 @@ class device_rebuild {
         ledger.guests == options.count && ledger.past.tokens > 0,
         "the ledger must have " + std::to_string(options.count) + " slots for guests, and a past");
     require(options.score == rebuilt_score::frozen, "score accumulate runs on the host only");
-    require(!masks_attention<P> && !numbers_tokens<P> && !marks_tokens<P> && !scores_keys<P> &&
-                !releases_blocks<P>,
-            "tokens cannot come back under a policy that hides or numbers tokens, looks at keys or "
-            "releases blocks");
+    require(lets_tokens_return<P>, why_no_token_returns);
     bool const competes = options.admit == rebuild_admission::compete;
     require(!competes || scores_tokens<P> || std::is_empty_v<slot_state_of<P>>,
             "under a policy that learns from attention tokens compete on the host only");

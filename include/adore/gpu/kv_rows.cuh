@@ -42,6 +42,10 @@ ADORE_HOST_DEVICE constexpr index_t chunks_of(index_t channels) {
 
 namespace detail {
 
+inline bool is_aligned(void const* data, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
+}
+
 [[noreturn]] inline void refuse_rows(std::string const& what, std::string const& why) {
   throw std::invalid_argument("adore: " + what + ": " + why);
 }
@@ -67,23 +71,23 @@ inline void check_start(std::string const& what,
     refuse_rows(what + ".channels = " + std::to_string(channels),
                 "a row must be a multiple of 16 bytes");
   }
-  if (reinterpret_cast<std::uintptr_t>(data) % std::uintptr_t{chunk_bytes} != 0) {
+  if (!is_aligned(data, chunk_bytes)) {
     refuse_rows(what + ".data", "must be aligned to 16 bytes");
   }
 }
 
 /// @param alignment  in bytes
-inline void require_workspace(std::string const& stage,
+inline void require_workspace(char const* stage,
                               void const* workspace,
                               std::size_t bytes,
                               std::size_t alignment) {
   if (bytes == 0) return;
   if (workspace == nullptr) {
-    throw std::invalid_argument("adore: " + stage + ": workspace is null, " +
+    throw std::invalid_argument(std::string("adore: ") + stage + ": workspace is null, " +
                                 std::to_string(bytes) + " bytes are needed");
   }
-  if (reinterpret_cast<std::uintptr_t>(workspace) % alignment != 0) {
-    throw std::invalid_argument("adore: " + stage + ": workspace must be aligned to " +
+  if (!is_aligned(workspace, alignment)) {
+    throw std::invalid_argument(std::string("adore: ") + stage + ": workspace must be aligned to " +
                                 std::to_string(alignment) + " bytes");
   }
 }

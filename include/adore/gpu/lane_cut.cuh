@@ -88,9 +88,17 @@ attend_plan plan_launch(attend_args<T, View, Guests> const& args,
     return plan;
   };
   // where each chunk has a block to itself, which no batch changes
-  if (cut.warps > 4 && planned(cut.chunks).stages < 2) cut.warps = 4;
-  if (planned(cut.chunks).stages < 1) cut.warps = 2;
-  while (cut.chunks < most_chunks && planned(cut.chunks).stages < 1) cut.chunks *= 2;
+  index_t stages = planned(cut.chunks).stages;
+  auto const try_again = [&] { stages = planned(cut.chunks).stages; };
+  if (stages < 2 && cut.warps > 4) {
+    cut.warps = 4;
+    try_again();
+  }
+  if (stages < 1) {
+    cut.warps = 2;
+    try_again();
+  }
+  for (; stages < 1 && cut.chunks < most_chunks; try_again()) cut.chunks *= 2;
   attend_plan plan = planned(1);
   while (plan.blocks < cut.chunks && (10 * lanes * plan.blocks < occupied || plan.stages < 2)) {
     plan = planned(2 * plan.blocks);

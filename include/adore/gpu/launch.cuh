@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a launch asks for beside its grid (sm_90): clusters, and overlap with the kernel before it
-// in the stream (programmatic dependent launch): it is brought onto the chip, and may do what does
-// not depend on that kernel, before that one ends.
+// What a launch asks for beside its grid (sm_90): shared memory, clusters, and overlap with the
+// kernel before it in the stream (programmatic dependent launch): it is brought onto the chip, and
+// may do what does not depend on that kernel, before that one ends.
 #pragma once
 
 #include "adore/gpu/error.cuh"
 
 #include <cuda_runtime_api.h>
+
+#include <cstddef>
 
 namespace adore::gpu::detail {
 
@@ -39,6 +41,13 @@ inline cudaLaunchAttribute clusters_of(unsigned blocks) {
   attribute.val.clusterDim.y = 1;
   attribute.val.clusterDim.z = 1;
   return attribute;
+}
+
+/// Shared memory that a block may have, static and dynamic.
+inline constexpr int most_block_bytes = 227 * 1024;
+/// What of it may be dynamic; the static part is rounded up to 128 bytes.
+constexpr std::size_t most_dynamic_bytes(std::size_t static_bytes) {
+  return most_block_bytes - (static_bytes + 127) / 128 * 128;
 }
 
 /// Of the current device.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/eviction/lane_memory.hpp"
 #include "adore/eviction/row_snapshot.hpp"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/guest_places.cuh"
@@ -52,6 +53,17 @@ template <class T>
 void append_bytes(std::vector<std::byte>& to, std::span<T const> from) {
   auto const* const bytes = reinterpret_cast<std::byte const*>(from.data());
   to.insert(to.end(), bytes, bytes + from.size_bytes());
+}
+
+/// What a snapshot of a row must measure to be loaded.
+template <eviction_policy P>
+row_measure row_measure_of(ledger_view<P> const& ledger) {
+  return {ledger.reach,
+          static_cast<std::size_t>(ledger.lanes_per_row()),
+          static_cast<std::size_t>(ledger.slots),
+          lane_memory<P>::bytes_per_slot_state,
+          lane_memory<P>::bytes_per_lane_state,
+          ledger.past.tokens > 0};
 }
 
 /// As `adore::ledger::snapshot` gives them. Synchronises.
@@ -115,6 +127,7 @@ void restore_row(cudaStream_t stream,
   auto const lanes = static_cast<std::size_t>(ledger.lanes_per_row());
   auto const slots = static_cast<std::size_t>(ledger.slots);
   auto const stride = static_cast<std::size_t>(ledger.stride);
+  index_t const room = ledger.slots - ledger.max_new - ledger.guests;
   constexpr std::size_t of_state = sizeof(slot_state_of<P>);
   std::vector<position_t> positions(lanes * stride, no_position);
   std::vector<index_t> new_slots(lanes * static_cast<std::size_t>(ledger.max_new));
@@ -129,11 +142,10 @@ void restore_row(cudaStream_t stream,
                   slots * of_state);
     }
     books[l].budget = saved.budgets[l];
-    if (saved.budgets[l] != unbounded &&
-        saved.budgets[l] > ledger.slots - ledger.max_new - ledger.guests) {
+    if (saved.budgets[l] != unbounded && saved.budgets[l] > room) {
       throw std::invalid_argument("adore: the snapshot has a budget of " +
                                   std::to_string(saved.budgets[l]) + ", here a lane has room for " +
-                                  std::to_string(ledger.slots - ledger.max_new - ledger.guests));
+                                  std::to_string(room));
     }
     for (std::size_t place = 0; place < places.slots.size(); ++place) {
       here[places.slots[place]] =

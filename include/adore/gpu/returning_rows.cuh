@@ -88,18 +88,12 @@ struct returning_rows {
           "this cache");
     }
     auto const& books = ledger.view();
-    std::size_t const of_slot = bytes_of<slot_state_of<P>>();
-    require_sound(saved,
-                  row_measure{books.reach,
-                              1,
-                              static_cast<std::size_t>(books.slots),
-                              of_slot,
-                              bytes_of<lane_state_of<P>>(),
-                              true});
+    row_measure const measure = detail::row_measure_of(books);
+    require_sound(saved, measure);
     require_sound(*saved.past,
                   saved.next,
                   saved.positions,
-                  {of_slot,
+                  {measure.bytes_per_slot_state,
                    static_cast<std::size_t>(books.guests),
                    tier != nullptr,
                    tier != nullptr ? tier->bytes_of_token() : 0});
@@ -113,10 +107,6 @@ struct returning_rows {
   }
 
  private:
-  template <class State>
-  static constexpr std::size_t bytes_of() {
-    return std::is_empty_v<State> ? 0 : sizeof(State);
-  }
   void require_parts() const {
     if (rebuild.restores() == (tier != nullptr)) return;
     throw std::logic_error(rebuild.restores()

@@ -3,18 +3,19 @@
 // compared with, exact and simple, not fast.
 #pragma once
 
+#include "adore/attention/attention_scale.hpp"
 #include "adore/concepts.hpp"
 #include "adore/gpu/append.cuh"
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/decide.cuh"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/launch.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/top_k_block.cuh"
 #include "adore/gpu/warp.cuh"
 
 #include <cuda_runtime_api.h>
 
-#include <cmath>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
@@ -58,13 +59,11 @@ void attend_async(cudaStream_t stream,
     throw std::invalid_argument(
         "adore: heads that agree on one set need lanes of scope layer or model");
   }
-  if (args.scale == 0.0F) args.scale = 1.0F / std::sqrt(static_cast<float>(Channels));
+  args.scale = attention_scale_of(args.scale, Channels);
   auto* const kernel = detail::top_k_kernel<T, Channels, P, View>;
   std::size_t const bytes = 2 * sizeof(float) * static_cast<std::size_t>(ledger.slots);
-  constexpr std::size_t alignment = 128;  // what static shared memory is rounded up to
-  constexpr std::size_t of_block =
-      227 * 1024 - alignment -
-      sizeof(typename detail::top_k_block<T, Channels, P, View>::shared_memory);
+  constexpr std::size_t of_block = detail::most_dynamic_bytes(
+      sizeof(typename detail::top_k_block<T, Channels, P, View>::shared_memory));
   if (bytes > of_block) {
     throw std::invalid_argument(
         "adore: attend_async: " + std::to_string(ledger.slots) + " slots need " +

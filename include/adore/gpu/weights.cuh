@@ -3,6 +3,7 @@
 // own attention has left behind.
 #pragma once
 
+#include "adore/attention/attention_scale.hpp"
 #include "adore/gpu/error.cuh"
 #include "adore/gpu/fragments.cuh"
 #include "adore/gpu/kv_rows.cuh"
@@ -15,7 +16,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -229,9 +229,7 @@ void weights_async(cudaStream_t stream,
                 args.q.heads,
                 "must be 1 to 16 times the number of KV heads");
   weights_args<T> with_defaults = args;
-  if (args.scale == 0.0F) {
-    with_defaults.scale = 1.0F / std::sqrt(static_cast<float>(keys.channels));
-  }
+  with_defaults.scale = attention_scale_of(args.scale, keys.channels);
   if (args.out_stride == 0) {
     with_defaults.out_stride = keys.slots;
     if constexpr (has_ledger) with_defaults.out_stride = slots.ledger.stride;

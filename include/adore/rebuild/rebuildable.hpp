@@ -13,6 +13,16 @@
 
 namespace adore {
 
+/// Whether released tokens can come back under a policy at all.
+template <eviction_policy P>
+inline constexpr bool lets_tokens_return =
+    !masks_attention<P> && !numbers_tokens<P> && !marks_tokens<P> && !scores_keys<P> &&
+    !releases_blocks<P>;
+inline constexpr char const* why_no_token_returns =
+    "tokens cannot come back under a policy that hides or numbers tokens, looks at keys or "
+    "releases "
+    "blocks";
+
 /// @param by_slot  the store's K and V are addressed by slot; else the engine finds room for what
 ///                 comes back and lets it go at the end of the step
 /// @throws std::invalid_argument if tokens cannot come back into such a cache
@@ -39,10 +49,7 @@ void require_rebuildable(cache_options const& options,
   }
   require(reach == scope::model,
           "a token passes through all layers, so that lanes must be of scope model");
-  require(!masks_attention<P> && !numbers_tokens<P> && !marks_tokens<P> && !scores_keys<P> &&
-              !releases_blocks<P>,
-          "tokens cannot come back under a policy that hides or numbers tokens, looks at keys or "
-          "releases blocks");
+  require(lets_tokens_return<P>, why_no_token_returns);
   require(!by_rank || wanted.mask == rebuild_mask::position_causal,
           "with cache_index positions the mask must be position_causal");
   require(!by_rank || !keeps_sinks_and_window<P>,
