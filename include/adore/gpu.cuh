@@ -8,6 +8,7 @@
 #include "adore/gpu/compact.cuh"
 #include "adore/gpu/compact_ledger.cuh"
 #include "adore/gpu/decide.cuh"
+#include "adore/gpu/decision_stages.cuh"
 #include "adore/gpu/decode_attention.cuh"
 #include "adore/gpu/device_buffer.cuh"
 #include "adore/gpu/device_controller.cuh"

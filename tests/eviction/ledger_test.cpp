@@ -10,6 +10,7 @@
 #include "adore/policies/key_norm.hpp"
 #include "adore/policies/sentinel.hpp"
 #include "adore/policies/strided_doubling.hpp"
+#include "adore/policies/tova.hpp"
 
 #include <doctest/doctest.h>
 
@@ -59,6 +60,25 @@ TEST_CASE("a lane adopts no more tokens than it has slots") {
                        std::length_error);
   CHECK(books.kept(0).empty());
   CHECK(books.positions(1)[0] == no_position);  // the lane behind it
+}
+
+TEST_CASE("a step that the policy does not observe leaves scores as they are") {
+  ledger<tova> books({.size = 2}, {.slots = 3}, scope::model, 1);
+  books.open(0, 0);
+  auto const step = [&](float const* weights) {
+    books.place(0, 1);
+    books.commit(0, 1, weights);
+    books.advance(0, 1);
+  };
+  float const none[3] = {};
+  step(none);
+  float const second_strong[] = {0.25F, 0.75F, 0.0F};
+  step(second_strong);
+  step(nullptr);  // the newcomer has no weight yet, and goes
+  CHECK(books.kept(0) == std::vector<position_t>{0, 1});
+  float const newcomer_strong[] = {0.25F, 0.125F, 0.625F};
+  step(newcomer_strong);
+  CHECK(books.kept(0) == std::vector<position_t>{0, 3});
 }
 
 }  // namespace adore::testing

@@ -3,6 +3,7 @@
 // weights.
 #include "support/decision_case.cuh"
 #include <adore/gpu/decide.cuh>
+#include <adore/gpu/decision_stages.cuh>
 #include <adore/gpu/device_buffer.cuh>
 #include <adore/gpu/device_ledger.cuh>
 #include <adore/policies/adaptors/in_blocks.hpp>
@@ -12,6 +13,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -105,6 +107,110 @@ TEST_CASE("lanes of thousands of slots are decided on by several blocks, and the
   check_long(sliding_window{.size = 2400});
   check_long(in_blocks<h2o>{{}, {.heavy = 1500, .recent = 800}, 8});
   check_long(h2o_mask_simulation{.heavy = 700, .recent = 100});
+}
+
+TEST_CASE("observation, selection and release one by one keep what one decision keeps") {
+  auto const check_stages = [](auto const& policy) {
+    for (scope const reach : {scope::kv_head, scope::layer, scope::model}) {
+      CAPTURE(word_of(reach));
+      auto const agrees = run_both(
+          policy, {.reach = reach, .max_new = 6, .salt = 5, .drafts = true, .by_stages = true});
+      CHECK(agrees.lanes > 0);
+      CHECK(agrees.differences == 0);
+      CHECK(agrees.other_states == 0);
+    }
+  };
+  check_stages(h2o{.heavy = 10, .recent = 10});
+  check_stages(sliding_window{.size = 30});
+  check_stages(key_norm{.size = 20, .recent = 3});
+  check_stages(strided_doubling{.interval = 2, .window = 6, .limit = 20});
+  check_stages(h2o_mask_simulation{.heavy = 10, .recent = 6});
+  check_stages(in_blocks<h2o>{{}, {.heavy = 20, .recent = 10}, 4});
+  auto const several_blocks = run_both(
+      in_blocks<h2o>{{}, {.heavy = 1500, .recent = 800}, 8},
+      {.reach = scope::layer, .max_new = 16, .steps = 330, .budget = 2500, .by_stages = true});
+  CHECK(several_blocks.lanes > 0);
+  CHECK(several_blocks.differences == 0);
+}
+
+TEST_CASE("steps that the policy does not observe leave its scores as they are") {
+  auto const check_unobserved = [](auto const& policy, scope reach, bool by_stages) {
+    auto const agrees = run_both(
+        policy, {.reach = reach, .max_new = 2, .by_stages = by_stages, .observed_every = 3});
+    CHECK(agrees.lanes > 0);
+    CHECK(agrees.differences == 0);
+  };
+  for (bool const by_stages : {false, true}) {
+    check_unobserved(h2o{.heavy = 10, .recent = 10}, scope::kv_head, by_stages);
+    check_unobserved(
+        decayed_h2o{.heavy = 15, .recent = 5, .factor = 0.5F}, scope::layer, by_stages);
+    check_unobserved(tova{.size = 20}, scope::model, by_stages);
+  }
+}
+
+TEST_CASE("victims are listed before they go, and others can go instead") {
+  sliding_window const policy{.size = 3};
+  gpu::device_ledger<sliding_window> books(policy, {1, 1, 2, 5, 64}, scope::kv_head);
+  books.open_async(nullptr, 0);
+  for (int i = 0; i < 3; ++i) {
+    gpu::decide_async(nullptr, books.view(), policy, 0, {});
+    gpu::advance_async(nullptr, books.view());
+  }
+  gpu::device_buffer<gpu::departure> tokens(2);  // one per lane
+  gpu::device_buffer<index_t> counts(2);
+  gpu::victims_view const victims{tokens.data(), counts.data(), 1};
+  auto const before = books.snapshot(nullptr, 0);
+  gpu::select_async(nullptr, books.view(), policy, 0, {}, victims);
+  CHECK(books.snapshot(nullptr, 0).positions == before.positions);
+  CHECK(counts.to_host(nullptr) == std::vector<index_t>{1, 1});
+  auto named = tokens.to_host(nullptr);
+  CHECK(named[0].position == 0);
+  CHECK(named[1].position == 0);
+  // in the second lane the engine lets the next one go
+  auto const at = [&](position_t p) {
+    auto const lane = before.positions.begin() + 5;
+    return static_cast<index_t>(std::find(lane, lane + 5, p) - lane);
+  };
+  named[1] = {1, at(1)};
+  tokens.copy_from_async(named, nullptr);
+  gpu::release_async(nullptr, books.view(), policy, 0, {}, victims);
+  gpu::advance_async(nullptr, books.view());
+  CHECK(books.kept(nullptr, 0) == std::vector<position_t>{1, 2, 3});
+  CHECK(books.kept(nullptr, 1) == std::vector<position_t>{0, 2, 3});
+  gpu::decide_async(nullptr, books.view(), policy, 0, {});  // the ledger goes on as ever
+  gpu::advance_async(nullptr, books.view());
+  CHECK(books.kept(nullptr, 1) == std::vector<position_t>{2, 3, 4});
+  CHECK(books.tokens_without_room(nullptr) == 0);
+}
+
+TEST_CASE("where victims are more than the list holds, the rest stays for a step") {
+  sliding_window const policy{.size = 8};
+  gpu::device_ledger<sliding_window> books(policy, {1, 1, 1, 12, 64}, scope::kv_head);
+  books.open_async(nullptr, 0);
+  for (int i = 0; i < 8; ++i) {
+    gpu::decide_async(nullptr, books.view(), policy, 0, {});
+    gpu::advance_async(nullptr, books.view());
+  }
+  auto saved = books.snapshot(nullptr, 0);
+  saved.budgets = {4};
+  books.restore(nullptr, 0, saved);
+  gpu::device_buffer<gpu::departure> tokens(3);
+  gpu::device_buffer<index_t> counts(1);
+  gpu::victims_view const victims{tokens.data(), counts.data(), 3};
+  std::vector<std::vector<position_t>> kept;
+  for (int i = 0; i < 2; ++i) {
+    gpu::observe_async(nullptr, books.view(), policy, 0, {});
+    gpu::select_async(nullptr, books.view(), policy, 0, {}, victims);
+    gpu::release_async(nullptr, books.view(), policy, 0, {}, victims);
+    gpu::advance_async(nullptr, books.view());
+    kept.push_back(books.kept(nullptr, 0));
+  }
+  CHECK(kept[0] == std::vector<position_t>{3, 4, 5, 6, 7, 8});
+  CHECK(kept[1] == std::vector<position_t>{6, 7, 8, 9});
+  gpu::victims_view const nowhere{};
+  CHECK_THROWS_WITH_AS(gpu::select_async(nullptr, books.view(), policy, 0, {}, nowhere),
+                       doctest::Contains("victims must have counts"),
+                       std::logic_error);
 }
 
 TEST_CASE("a smaller budget is reached by the next decision, protected tokens last") {

@@ -214,7 +214,7 @@ class ledger {
 
   /// Ends a lane's step: keeps the first `accepted` new tokens, lets the policy observe, selects.
   ///
-  /// @param weights  [slot], see `observe_and_rank`; nullptr if the policy does not observe
+  /// @param weights  [slot], see `observe_and_rank`; nullptr: the policy does not observe this step
   void commit(index_t lane, index_t accepted, float const* weights) {
     index_t const* const fresh = table_.settle(lane, accepted);
     if (accepted == 0) return;
@@ -222,11 +222,13 @@ class ledger {
     lane_view const view = view_of(lane, rows_.next(row_of(lane)) + accepted - 1);
     auto const book_out = [&](victim const& gone) { forget(lane, gone); };
     if constexpr (observes_attention<P>) {
-      search_.observe_and_select(policy_, slots, view, weights, accepted, book_out);
-    } else {
-      for (index_t j = 0; j < accepted; ++j) search_.arrive(policy_, lane, slots, fresh[j], view);
-      search_.select(policy_, lane, slots, view, book_out);
+      if (weights != nullptr) {
+        search_.observe_and_select(policy_, slots, view, weights, accepted, book_out);
+        return;
+      }
     }
+    for (index_t j = 0; j < accepted; ++j) search_.arrive(policy_, lane, slots, fresh[j], view);
+    search_.select(policy_, lane, slots, view, book_out);
   }
   /// The row's step is over: its sequence is `accepted` tokens longer.
   void advance(index_t row, index_t accepted) { rows_.advance(row, accepted); }

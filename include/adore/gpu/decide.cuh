@@ -28,10 +28,14 @@ struct decide_args {
   float const* weights = nullptr;
   float const* key_norms = nullptr;   ///< [layer, row, kv_head, j], for policies that score keys
   index_t const* accepted = nullptr;  ///< [row] of the new tokens, how many stay; nullptr: all
+  /// false: the policy does not observe this step, `weights` are unused. Scores stay as they are,
+  /// those of new tokens begin empty.
+  bool observes = true;
   /// Scope model: the step is over with this decision, `advance_async` is not called.
   bool advances = false;
   /// Reads the ledger while the kernel before it in the stream still runs; that one must not write
-  /// to it, and lets others begin (`attend_async` of lanes that it does not decide on).
+  /// to it, and lets others begin (`attend_async` of lanes that it does not decide on). Without
+  /// effect on `select_async` and `release_async`.
   bool overlaps = false;
 };
 
@@ -93,14 +97,25 @@ class first_slots {
   neighbours<slot_state, Neighbours> states_[2]{};
 };
 
+/// Blocks that a multiprocessor should have room for, to have others while one waits. It bounds
+/// registers; what spills is what a lane needs that releases several tokens.
+inline constexpr int one_warp_blocks = 5, decide_blocks = 2;
+
+/// What of a decision a launch does.
+enum class decision_part { all, observation, selection, release };
+
 /// One lane per cluster, or per warp. Sums run over layers, then heads, then queries, always in
 /// this order.
-template <bool OneWarp, class P>
-__global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threads)
+///
+/// @param victims  of all lanes, if selection and release are launches of their own
+template <decision_part Part, bool OneWarp, bool Observes, class P>
+__global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threads,
+                                  OneWarp ? one_warp_blocks : decide_blocks)
     decide_kernel(__grid_constant__ ledger_view<P> const ledger,
                   __grid_constant__ P const policy,
                   index_t const layer,
                   __grid_constant__ decide_args const args,
+                  __grid_constant__ victims_view const victims,
                   index_t const blocks) {
   constexpr int together = OneWarp ? 4 : 2;  // slots that a thread looks at
   __shared__ decision_scratch<most_decide_threads / warp_threads> shared;
@@ -125,7 +140,12 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
   let_next_begin();  // which then finds all done that was enqueued before this kernel
   index_t const count = books.row.count;
   index_t const accepted = args.accepted == nullptr ? count : args.accepted[row];
-  if (count == 0 || accepted == 0) return;
+  if (count == 0 || accepted == 0) {
+    if (Part == decision_part::selection && share.rank == 0 && share.thread() == 0) {
+      victims.counts[lane] = 0;
+    }
+    return;
+  }
   share.first = min(share.first, books.lane.extent);
   share.end = OneWarp ? books.lane.extent : min(share.end, books.lane.extent);
   sync_lane(share);  // all have read the books before the leader writes them
@@ -138,46 +158,62 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
                ledger.max_new +
            j;
   };
-  decide_lane<together>(
-      ledger,
-      policy,
-      row,
-      layer,
-      lane_head,
-      books,
-      accepted,
-      share,
-      [&](index_t slot) { return slots.positions(slot); },
-      [&](index_t slot) { return slots.states(slot); },
-      [&](index_t slot) {
-        neighbours<float, together> weights{};
-        for (index_t j = 0; j < accepted; ++j) {
-          float const factor = query_weight_of(policy, accepted - 1 - j);
-          if (factor == 0.0F) continue;
-          neighbours<float, together> of_query{};
-          for (index_t l = 0; l < layers; ++l) {
+  auto const positions_of = [&](index_t slot) { return slots.positions(slot); };
+  auto const states_of = [&](index_t slot) { return slots.states(slot); };
+  auto const weights_of = [&](index_t slot) {
+    neighbours<float, together> weights{};
+    for (index_t j = 0; j < accepted; ++j) {
+      float const factor = query_weight_of(policy, accepted - 1 - j);
+      if (factor == 0.0F) continue;
+      neighbours<float, together> of_query{};
+      for (index_t l = 0; l < layers; ++l) {
 #pragma unroll 8
-            for (index_t h = first_head; h < end_head; ++h) {
-              auto const of_head =
-                  neighbours_at<together>(args.weights + query(l, h, j) * ledger.stride + slot);
+        for (index_t h = first_head; h < end_head; ++h) {
+          auto const of_head =
+              neighbours_at<together>(args.weights + query(l, h, j) * ledger.stride + slot);
 #pragma unroll
-              for (int i = 0; i < together; ++i) of_query.of[i] += of_head.of[i];
-            }
-          }
+          for (int i = 0; i < together; ++i) of_query.of[i] += of_head.of[i];
+        }
+      }
 #pragma unroll
-          for (int i = 0; i < together; ++i) weights.of[i] += factor * of_query.of[i];
-        }
-        return weights;
-      },
-      [&](index_t j) {
-        float squares = 0.0F;
-        for (index_t l = 0; l < layers; ++l) {
-          for (index_t h = first_head; h < end_head; ++h) squares += args.key_norms[query(l, h, j)];
-        }
-        return squares;
-      },
-      shared);
-  if constexpr (!OneWarp) {
+      for (int i = 0; i < together; ++i) weights.of[i] += factor * of_query.of[i];
+    }
+    return weights;
+  };
+  auto const squared_norm_of = [&](index_t j) {
+    float squares = 0.0F;
+    for (index_t l = 0; l < layers; ++l) {
+      for (index_t h = first_head; h < end_head; ++h) squares += args.key_norms[query(l, h, j)];
+    }
+    return squares;
+  };
+  auto const end = [&] {
+    return lane_end_of(ledger, policy, row, layer, lane_head, books, accepted, share);
+  };
+  if constexpr (Part == decision_part::all) {
+    decide_lane<together, Observes>(ledger,
+                                    policy,
+                                    row,
+                                    layer,
+                                    lane_head,
+                                    books,
+                                    accepted,
+                                    share,
+                                    positions_of,
+                                    states_of,
+                                    weights_of,
+                                    squared_norm_of,
+                                    shared);
+  } else if constexpr (Part == decision_part::observation) {
+    pass_over<together, pass_over_slots::learns, Observes>(
+        end(), positions_of, states_of, weights_of, squared_norm_of);
+  } else if constexpr (Part == decision_part::selection) {
+    select_in_lane<together>(end(), positions_of, states_of, victims, shared);
+  } else {
+    release_from_lane(end(), books.lane, victims, shared);
+  }
+  constexpr bool ends = Part == decision_part::all || Part == decision_part::release;
+  if constexpr (!OneWarp && ends) {
     if (args.advances && share.rank == 0) {
       __syncthreads();
       if (threadIdx.x == 0) ledger.rows[row].next += accepted;
@@ -194,12 +230,13 @@ __global__ void advance_kernel(ledger_view<P> const ledger, index_t const* accep
 }
 
 /// @param blocks  that share a lane: a cluster
-template <bool OneWarp, class P>
+template <decision_part Part, bool OneWarp, bool Observes, class P>
 void launch_decision(cudaStream_t stream,
                      ledger_view<P> const& ledger,
                      P const& policy,
                      index_t layer,
                      decide_args const& args,
+                     victims_view const& victims,
                      index_t threads,
                      index_t blocks) {
   index_t const heads = ledger.lane_heads();
@@ -213,9 +250,98 @@ void launch_decision(cudaStream_t stream,
   config.stream = stream;
   config.attrs = attributes;
   if (blocks > 1) attributes[config.numAttrs++] = clusters_of(static_cast<unsigned>(blocks));
-  if (args.overlaps) attributes[config.numAttrs++] = may_overlap();
-  check(
-      cudaLaunchKernelEx(&config, decide_kernel<OneWarp, P>, ledger, policy, layer, args, blocks));
+  constexpr bool comes_first = Part == decision_part::all || Part == decision_part::observation;
+  if (args.overlaps && comes_first) attributes[config.numAttrs++] = may_overlap();
+  check(cudaLaunchKernelEx(&config,
+                           decide_kernel<Part, OneWarp, Observes, P>,
+                           ledger,
+                           policy,
+                           layer,
+                           args,
+                           victims,
+                           blocks));
+}
+
+/// Launches a part of the decision of lanes, cut as their number and length suggest.
+template <decision_part Part, bool Observes, class P>
+void launch_part(cudaStream_t stream,
+                 ledger_view<P> const& ledger,
+                 P const& policy,
+                 index_t layer,
+                 decide_args const& args,
+                 victims_view const& victims) {
+  if (ledger.reach == scope::kv_head && ledger.slots <= most_slots_of_warp) {
+    launch_decision<Part, true, Observes>(
+        stream, ledger, policy, layer, args, victims, one_warp_threads, /*blocks=*/1);
+    return;
+  }
+  // two slots per thread, as long as the lanes leave room for that
+  index_t const lanes = ledger.row_count * ledger.lane_heads();
+  auto const processors = static_cast<index_t>(multiprocessors());
+  index_t threads = 128;
+  while (threads < most_decide_threads && 2 * threads < ledger.slots &&
+         lanes * threads < 256 * processors) {
+    threads *= 2;
+  }
+  index_t blocks = 1;
+  while (blocks < 8 && 2 * threads * blocks < ledger.slots && 2 * blocks * lanes <= processors) {
+    blocks *= 2;
+  }
+  launch_decision<Part, false, Observes>(
+      stream, ledger, policy, layer, args, victims, threads, blocks);
+}
+
+/// Checks and launches a part of the decision of one layer's lanes; scope model: of all lanes.
+///
+/// @param name  of the public function, for messages
+template <decision_part Part, eviction_policy P>
+void decide_in_part(char const* name,
+                    cudaStream_t stream,
+                    ledger_view<P> const& ledger,
+                    P const& policy,
+                    index_t layer,
+                    decide_args const& args,
+                    victims_view const& victims = {}) {
+  static_assert(std::is_same_v<typename checked_device_policy<P>::type, P>);
+  auto const refuse = [&](std::string const& what) {
+    throw std::logic_error("adore: " + std::string(name) + ": " + what);
+  };
+  constexpr bool learns = Part == decision_part::all || Part == decision_part::observation;
+  if constexpr (learns) {
+    if (observes_attention<P> && args.observes) {
+      if (args.weights == nullptr) refuse("the policy observes attention, weights are needed");
+      if (!is_aligned(args.weights, 16)) refuse("weights must lie at a multiple of 16 bytes");
+    }
+    if (scores_keys<P> && args.key_norms == nullptr) {
+      refuse("the policy scores keys, key_norms are needed");
+    }
+  }
+  if constexpr (Part == decision_part::selection || Part == decision_part::release) {
+    if (victims.counts == nullptr || victims.tokens == nullptr) {
+      refuse("victims must have counts [lane] and tokens [lane, most]");
+    }
+    if (victims.most < ledger.max_new) {
+      refuse("victims.most = " + std::to_string(victims.most) +
+             ": a full lane gives up max_new = " + std::to_string(ledger.max_new) + " in a step");
+    }
+  }
+  if (layer < 0 || layer >= ledger.lane_layers()) {
+    refuse("layer " + std::to_string(layer) + ": the ledger has lanes of " +
+           std::to_string(ledger.lane_layers()) + " (scope model: of one)");
+  }
+  if (args.advances && ledger.reach != scope::model) {
+    refuse("only in scope model one decision ends the step; call advance_async");
+  }
+  bool const has_nothing_to_learn =
+      Part == decision_part::observation && std::is_empty_v<slot_state_of<P>>;
+  if (ledger.row_count == 0 || has_nothing_to_learn) return;
+  if constexpr (observes_attention<P> && learns) {
+    if (!args.observes) {
+      launch_part<Part, false>(stream, ledger, policy, layer, args, victims);
+      return;
+    }
+  }
+  launch_part<Part, true>(stream, ledger, policy, layer, args, victims);
 }
 
 }  // namespace detail
@@ -232,47 +358,8 @@ void decide_async(cudaStream_t stream,
                   P const& policy,
                   index_t layer,
                   decide_args const& args) {
-  static_assert(std::is_same_v<typename checked_device_policy<P>::type, P>);
-  if (observes_attention<P> && args.weights == nullptr) {
-    throw std::logic_error(
-        "adore: decide_async: the policy observes attention, weights are needed");
-  }
-  if (scores_keys<P> && args.key_norms == nullptr) {
-    throw std::logic_error("adore: decide_async: the policy scores keys, key_norms are needed");
-  }
-  if (layer < 0 || layer >= ledger.lane_layers()) {
-    throw std::logic_error("adore: decide_async: layer " + std::to_string(layer) +
-                           ": the ledger has lanes of " + std::to_string(ledger.lane_layers()) +
-                           " (scope model: of one)");
-  }
-  if (!detail::is_aligned(args.weights, 16)) {
-    throw std::logic_error("adore: decide_async: weights must lie at a multiple of 16 bytes");
-  }
-  if (args.advances && ledger.reach != scope::model) {
-    throw std::logic_error(
-        "adore: decide_async: only in scope model one decision ends the step; call advance_async");
-  }
-  if (ledger.row_count == 0) return;
-  bool const one_warp =
-      ledger.reach == scope::kv_head && ledger.slots <= detail::most_slots_of_warp;
-  if (one_warp) {
-    detail::launch_decision<true>(
-        stream, ledger, policy, layer, args, detail::one_warp_threads, /*blocks=*/1);
-    return;
-  }
-  // two slots per thread, as long as the lanes leave room for that
-  index_t const lanes = ledger.row_count * ledger.lane_heads();
-  auto const processors = static_cast<index_t>(detail::multiprocessors());
-  index_t threads = 128;
-  while (threads < detail::most_decide_threads && 2 * threads < ledger.slots &&
-         lanes * threads < 256 * processors) {
-    threads *= 2;
-  }
-  index_t blocks = 1;
-  while (blocks < 8 && 2 * threads * blocks < ledger.slots && 2 * blocks * lanes <= processors) {
-    blocks *= 2;
-  }
-  detail::launch_decision<false>(stream, ledger, policy, layer, args, threads, blocks);
+  detail::decide_in_part<detail::decision_part::all>(
+      "decide_async", stream, ledger, policy, layer, args);
 }
 
 /// The step is over: each sequence is `accepted` tokens longer. After the last layer's decision.

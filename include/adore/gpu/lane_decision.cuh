@@ -10,6 +10,7 @@
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/warp.cuh"
 
+#include <cstdint>
 #include <type_traits>
 
 namespace adore::gpu {
@@ -33,12 +34,131 @@ __device__ __forceinline__ step_books books_at(ledger_view<P> const& ledger,
   return {ledger.rows[row], ledger.lanes[lane]};
 }
 
+namespace detail {
+
+/// A lane at the end of its step, before the decision.
+template <eviction_policy P>
+__device__ __forceinline__ lane_end<P> lane_end_of(ledger_view<P> const& ledger,
+                                                   P const& policy,
+                                                   index_t row,
+                                                   index_t layer,
+                                                   index_t kv_head,
+                                                   step_books const& books,
+                                                   index_t accepted,
+                                                   lane_share const& share) {
+  lane_view const view{books.row.next + accepted - 1,
+                       books.lane.occupied + accepted,
+                       books.lane.budget,
+                       ledger.reach == scope::model ? 0 : layer,
+                       ledger.reach == scope::kv_head ? kv_head : 0,
+                       books.row.seed};
+  index_t const lane = ledger.lane(row, layer, kv_head);
+  return {.ledger = ledger,
+          .policy = policy,
+          .row = row,
+          .lane = lane,
+          .next = books.row.next,
+          .accepted = accepted,
+          .view = view,
+          .range = candidates_of(policy, view),
+          .lane_state = *ledger.lane_state(lane),
+          .share = share};
+}
+
+/// What a pass over the slots of a lane does: the policy learns of the step, which changes states;
+/// candidates are ranked.
+enum class pass_over_slots { learns, ranks, learns_and_ranks };
+
+/// A pass over this thread's slots; other parameters as in `decide_lane`.
+///
+/// Result: the smallest key, if candidates are ranked.
+template <int Neighbours,
+          pass_over_slots Does,
+          bool Observes,
+          eviction_policy P,
+          class PositionsOf,
+          class StatesOf,
+          class WeightsOf,
+          class SquaredNormOf>
+__device__ __forceinline__ keyed_slot pass_over(lane_end<P> const& end,
+                                                PositionsOf&& positions_of,
+                                                StatesOf&& states_of,
+                                                WeightsOf&& weights_of,
+                                                SquaredNormOf&& squared_norm_of) {
+  using slot_state = slot_state_of<P>;
+  constexpr bool has_state = !std::is_empty_v<slot_state>;
+  constexpr bool learns = Does != pass_over_slots::ranks;
+  constexpr bool observes = Observes && observes_attention<P>;
+  lane_share const& share = end.share;
+  slot_state* const stored = end.ledger.states_of(end.lane);
+  keyed_slot lowest{no_key, -1};
+  index_t const step = Neighbours * share.threads();
+  index_t first = share.first + Neighbours * share.thread();
+  neighbours<position_t, Neighbours> coming{};
+  neighbours<slot_state, Neighbours> coming_states{};
+  auto const ask = [&](index_t slot) {
+    if (slot >= share.end) return;
+    coming = positions_of(slot);
+    if constexpr (has_state) coming_states = states_of(slot);
+  };
+  ask(first);
+#pragma unroll 1
+  for (; first < share.end; first += step) {
+    neighbours<position_t, Neighbours> const positions = coming;
+    neighbours<slot_state, Neighbours> states = coming_states;
+    ask(first + step);  // while these are being worked on
+    neighbours<float, Neighbours> weights{};
+    if constexpr (observes && learns) weights = weights_of(first);
+#pragma unroll
+    for (index_t i = 0; i < Neighbours; ++i) {
+      index_t const s = first + i;
+      position_t const p = positions.of[i];
+      if (p < 0 || p > end.view.newest || s >= share.end) continue;
+      slot_state& state = states.of[i];
+      if constexpr (has_state && learns) {
+        bool const fresh = p >= end.next;
+        if (!comes_with_state<P> && fresh) state = {};
+        if constexpr (scores_keys<P>) {
+          if (fresh) end.policy.score_key(state, squared_norm_of(p - end.next));
+        }
+        if constexpr (observes) {
+          end.policy.observe(
+              state, shown_slot(end.policy, p, state), end.view, weights.of[i], end.accepted);
+        }
+        if (!observes && fresh) stored[s] = state;
+      }
+      if constexpr (Does != pass_over_slots::learns) {
+        keyed_slot const candidate = end.key_of(s, p, state);
+        if (candidate.key < lowest.key) lowest = candidate;
+      }
+    }
+    if constexpr (has_state && observes && learns) {
+      put_passing_neighbours(stored + first, states);
+    }
+  }
+  return lowest;
+}
+
+/// Whether a decision has to look at the slots; policies of one level below their budget have not.
+template <eviction_policy P>
+__device__ __forceinline__ bool looks_at_slots(lane_view const& view) {
+  constexpr bool one_level = [] {
+    if constexpr (ranks_in_levels<P>) return P::priority_levels == 1;
+    return false;
+  }();
+  return observes_attention<P> || !std::is_empty_v<slot_state_of<P>> || !one_level ||
+         view.occupied > view.budget;
+}
+
+}  // namespace detail
+
 /// Ends the step of one lane. All threads that share it call this, and meet in it after their last
 /// use of the functions below.
 ///
 /// @param books            the row's and the lane's, as they are before the decision
 /// @param accepted         of the row's new tokens, how many stay; 1..count
 /// @tparam Neighbours      slots that a thread looks at together, a power of two
+/// @tparam Observes        false: the policy does not observe this step
 /// @param positions_of     index_t slot -> `neighbours` from there on of `ledger.positions`, maybe
 ///                         from a faster place; slot is a multiple of `Neighbours`
 /// @param states_of        the same of `ledger.states_of`
@@ -48,6 +168,7 @@ __device__ __forceinline__ step_books books_at(ledger_view<P> const& ledger,
 /// Cost:   reads positions, reads and writes states of observing policies; nothing for policies
 ///         of one level below their budget.
 template <int Neighbours,
+          bool Observes = true,
           eviction_policy P,
           int Warps,
           class PositionsOf,
@@ -67,77 +188,15 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
                             WeightsOf&& weights_of,
                             SquaredNormOf&& squared_norm_of,
                             decision_scratch<Warps>& shared) {
-  using slot_state = slot_state_of<P>;
-  constexpr bool has_state = !std::is_empty_v<slot_state>;
-  constexpr bool one_level = [] {
-    if constexpr (ranks_in_levels<P>) return P::priority_levels == 1;
-    return false;
-  }();
-  index_t const lane = ledger.lane(row, layer, kv_head);
-  lane_books const& book = books.lane;
-  row_books const& sequence = books.row;
-  lane_view const view{sequence.next + accepted - 1,
-                       book.occupied + accepted,
-                       book.budget,
-                       ledger.reach == scope::model ? 0 : layer,
-                       ledger.reach == scope::kv_head ? kv_head : 0,
-                       sequence.seed};
-  detail::lane_end<P> const end{.ledger = ledger,
-                                .policy = policy,
-                                .row = row,
-                                .lane = lane,
-                                .next = sequence.next,
-                                .accepted = accepted,
-                                .view = view,
-                                .range = candidates_of(policy, view),
-                                .lane_state = *ledger.lane_state(lane),
-                                .share = share};
+  detail::lane_end<P> const end =
+      detail::lane_end_of(ledger, policy, row, layer, kv_head, books, accepted, share);
+  lane_view const& view = end.view;
   unsigned turn = 0;
   keyed_slot lowest{no_key, -1};
-  bool const looks =
-      observes_attention<P> || has_state || !one_level || view.occupied > view.budget;
+  bool const looks = detail::looks_at_slots<P>(view);
   if (looks) {
-    index_t const step = Neighbours * share.threads();
-    index_t first = share.first + Neighbours * share.thread();
-    neighbours<position_t, Neighbours> coming{};
-    neighbours<slot_state, Neighbours> coming_states{};
-    auto const ask = [&](index_t slot) {
-      if (slot >= share.end) return;
-      coming = positions_of(slot);
-      if constexpr (has_state) coming_states = states_of(slot);
-    };
-    ask(first);
-#pragma unroll 1
-    for (; first < share.end; first += step) {
-      neighbours<position_t, Neighbours> const positions = coming;
-      neighbours<slot_state, Neighbours> states = coming_states;
-      ask(first + step);  // while these are being worked on
-      neighbours<float, Neighbours> weights{};
-      if constexpr (observes_attention<P>) weights = weights_of(first);
-#pragma unroll
-      for (index_t i = 0; i < Neighbours; ++i) {
-        index_t const s = first + i;
-        position_t const p = positions.of[i];
-        if (p < 0 || p > view.newest || s >= share.end) continue;
-        slot_state& state = states.of[i];
-        if constexpr (has_state) {
-          bool const fresh = p >= end.next;
-          if (!comes_with_state<P> && fresh) state = {};
-          if constexpr (scores_keys<P>) {
-            if (fresh) policy.score_key(state, squared_norm_of(p - end.next));
-          }
-          if constexpr (observes_attention<P>) {
-            policy.observe(state, shown_slot(policy, p, state), view, weights.of[i], accepted);
-          }
-          if (!observes_attention<P> && fresh) ledger.states_of(lane)[s] = state;
-        }
-        keyed_slot const candidate = end.key_of(s, p, state);
-        if (candidate.key < lowest.key) lowest = candidate;
-      }
-      if constexpr (has_state && observes_attention<P>) {
-        put_passing_neighbours(ledger.states_of(lane) + first, states);
-      }
-    }
+    lowest = detail::pass_over<Neighbours, detail::pass_over_slots::learns_and_ranks, Observes>(
+        end, positions_of, states_of, weights_of, squared_norm_of);
     lowest = detail::smallest_in_lane(lowest, share, shared, turn);
     if (!relents<P> && !releases_blocks<P> && !marks_tokens<P> && ledger.max_new == 1 &&
         view.occupied - 1 == view.budget && lowest.slot >= 0 &&
@@ -147,15 +206,73 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
       if (end.leads()) {
         end.tell(end.position_in(lowest), lowest.slot);
         end.reserve(lowest.slot, end.next + 1);
-        ledger.new_slots[lane] = lowest.slot;
+        ledger.new_slots[end.lane] = lowest.slot;
       }
       return;
     }
   } else {
     detail::sync_lane(share);
   }
-  detail::release_and_reserve(end, book, looks, lowest, shared, turn);
+  detail::release_and_reserve(end, books.lane, looks, lowest, shared, turn);
   if constexpr (marks_tokens<P>) detail::mark_lane(end, shared);
 }
 
+namespace detail {
+
+/// Lists the victims of a lane, and leaves it as it is, but for a lane state in which the policy
+/// keeps what it relented. All threads that share the lane call it.
+template <int Neighbours, eviction_policy P, int Warps, class PositionsOf, class StatesOf>
+__device__ void select_in_lane(lane_end<P> end,
+                               PositionsOf&& positions_of,
+                               StatesOf&& states_of,
+                               victims_view const& victims,
+                               decision_scratch<Warps>& shared) {
+  departure* const list = victims.tokens + std::int64_t{end.lane} * victims.most;
+  index_t count = 0;
+  if (looks_at_slots<P>(end.view)) {
+    auto const nothing = [](index_t) { return 0.0F; };
+    unsigned turn = 0;
+    keyed_slot const lowest = pass_over<Neighbours, pass_over_slots::ranks, false>(
+        end, positions_of, states_of, nothing, nothing);
+    for_victims(end,
+                smallest_in_lane(lowest, end.share, shared, turn),
+                shared,
+                turn,
+                victims.most,
+                [&](keyed_slot gone, position_t p) {
+                  if (end.leads()) list[count] = {p, gone.slot};
+                  ++count;
+                });
+  }
+  if (!end.leads()) return;
+  for (index_t i = 0; i < count; ++i) end.positions()[list[i].slot] = list[i].position;
+  victims.counts[end.lane] = count;
+  if constexpr (relents<P>) *end.ledger.lane_state(end.lane) = end.lane_state;
+}
+
+/// Releases the listed tokens of a lane and reserves the slots of the tokens to come. All threads
+/// that share the lane call it.
+template <eviction_policy P, int Warps>
+__device__ void release_from_lane(lane_end<P> end,
+                                  lane_books const& book,
+                                  victims_view const& victims,
+                                  decision_scratch<Warps>& shared) {
+  departure const* const list = victims.tokens + std::int64_t{end.lane} * victims.most;
+  index_t const count = victims.counts[end.lane];
+  freed_slots freed;
+  for (index_t i = 0; i < count; ++i) {
+    departure const gone = list[i];
+    freed.add(gone.slot);
+    --end.view.occupied;
+    if (!end.leads()) continue;
+    end.tell(gone.position, gone.slot);
+    end.positions()[gone.slot] = no_position;
+  }
+  if (count > 1) sync_lane(end.share);  // all are free before the leader reserves them
+  unsigned turn = 0;
+  reserve_slots(end, book, freed, shared, turn);
+  if constexpr (marks_tokens<P>) mark_lane(end, shared);
+}
+
+}  // namespace detail
 }  // namespace adore::gpu

@@ -89,22 +89,54 @@ struct lane_end {
   }
 };
 
-/// The general end of a lane's step; all threads of the lane call it together. Out of line, since
-/// most steps of a full lane release the smallest key and are done.
+/// The first slots that become free in a step, as the leader knows them: those that are set aside
+/// anew.
+class freed_slots {
+ public:
+  __device__ __forceinline__ void add(index_t slot) {
+#pragma unroll
+    for (index_t i = 0; i < most_new_tokens; ++i) {  // keeps them in registers
+      if (i == count_) slots_[i] = slot;
+    }
+    ++count_;
+  }
+  __device__ __forceinline__ index_t slot(index_t number) const {
+    index_t slot = -1;
+#pragma unroll
+    for (index_t i = 0; i < most_new_tokens; ++i) {
+      if (i == number) slot = slots_[i];
+    }
+    return slot;
+  }
+  /// All threads know it.
+  __device__ __forceinline__ index_t count() const {
+    return count_;
+  }
+
+ private:
+  index_t slots_[most_new_tokens];
+  index_t count_ = 0;
+};
+
+/// Finds the victims of a lane until it is within its budget, and calls `take(which, position)` for
+/// each, in the order in which they go. All threads of the lane call it together, and so `take`. A
+/// victim's position becomes `no_position`, so that who looks again does not meet it, but for the
+/// last one's.
 ///
-/// @param looked  whether there may be something to release: `lowest` was looked for
 /// @param lowest  the lane's smallest key
+/// @param most    victims to take
 /// @param turn    of `shared`, see `smallest_in_lane`
-template <eviction_policy P, int Warps>
-static __device__ __noinline__ void release_and_reserve(lane_end<P> end,
-                                                        lane_books book,
-                                                        bool looked,
-                                                        keyed_slot lowest,
-                                                        decision_scratch<Warps>& shared,
-                                                        unsigned turn) {
+/// Result: the last victim; slot -1: there was none. `end.view` counts the victims out, and
+/// `end.lane_state` is what the policy made of it.
+template <eviction_policy P, int Warps, class Take>
+__device__ __forceinline__ keyed_slot for_victims(lane_end<P>& end,
+                                                  keyed_slot lowest,
+                                                  decision_scratch<Warps>& shared,
+                                                  unsigned& turn,
+                                                  index_t most,
+                                                  Take&& take) {
   lane_view& view = end.view;
   lane_share const& share = end.share;
-  ledger_view<P> const& ledger = end.ledger;
   position_t* const positions = end.positions();
   index_t const threads = share.threads();
   // each thread looks at the same slots every time, so that it sees what it wrote
@@ -121,127 +153,125 @@ static __device__ __noinline__ void release_and_reserve(lane_end<P> end,
   auto const lowest_again = [&] {
     return lowest_of([&](index_t s, position_t p) { return end.key_of(s, p, end.state_in(s)); });
   };
+  keyed_slot last{no_key, -1};
+  auto const free_last = [&] {
+    if (last.slot >= share.first && last.slot < share.end &&
+        (last.slot - share.first) % threads == share.thread()) {
+      positions[last.slot] = no_position;
+    }
+  };
+  index_t taken = 0;
+  auto const release = [&](keyed_slot gone, position_t p) {
+    last = gone;
+    --view.occupied;
+    ++taken;
+    take(gone, p);
+  };
+  if constexpr (releases_blocks<P>) {
+    // what blocks do not settle goes token by token
+    index_t const granule = end.policy.granule();
+    bool const may = view.occupied > view.budget ||
+                     static_cast<std::uint32_t>(lowest.key >> 32U) <= high_of_keep_never;
+    if (granule > 1 && may) {
+      auto const key_of = [&](index_t s, position_t p) {
+        return end.key_of(s, p, end.state_in(s));
+      };
+      for (;;) {
+        index_t const gone =
+            lowest_block<releases_newest_of_equals<P>>(
+                granule, view.newest, view.occupied > view.budget, key_of, lowest_of)
+                .number;
+        if (gone < 0) break;
+        for (;;) {
+          keyed_slot const token = lowest_of([&](index_t s, position_t p) -> keyed_slot {
+            if (p / granule != gone) return {no_key, -1};
+            return {static_cast<std::uint64_t>(p), s};
+          });
+          if (token.slot < 0) break;
+          release(token, static_cast<position_t>(token.key));
+          if (taken == most) return last;
+          free_last();
+        }
+      }
+      lowest = view.occupied > view.budget ? lowest_again() : keyed_slot{no_key, -1};
+    }
+  }
+  for (;;) {
+    bool const over = view.occupied > view.budget;
+    if (lowest.slot < 0) {
+      if (!over) break;
+      // only protected tokens are left: the newest lose before the first, oldest first
+      keyed_slot const oldest = lowest_of([&](index_t s, position_t p) -> keyed_slot {
+        std::uint64_t const first_ones_last = p < end.range.first ? 1U : 0U;
+        return {(first_ones_last << 32U) | static_cast<std::uint32_t>(p), s};
+      });
+      if (oldest.slot < 0) break;  // the lane is full of tokens that found no slot
+      release(oldest, static_cast<position_t>(static_cast<std::uint32_t>(oldest.key)));
+      if (view.occupied <= view.budget || taken == most) break;
+      free_last();
+      continue;
+    }
+    auto const rank = static_cast<std::uint32_t>(lowest.key >> 32U);
+    if (!over && rank > high_of_keep_never) break;
+    if (!over && rank < high_of_keep_never) {
+      // a NaN stays below the budget, but it must not hide what is never kept
+      lowest = lowest_of([&](index_t s, position_t p) {
+        keyed_slot const candidate = end.key_of(s, p, end.state_in(s));
+        bool const never = static_cast<std::uint32_t>(candidate.key >> 32U) == high_of_keep_never;
+        return never ? candidate : keyed_slot{no_key, -1};
+      });
+      if (lowest.slot < 0) break;
+    }
+    if constexpr (relents<P>) {
+      // a change after which all candidates are worth as much as before is taken back
+      if (over) {
+        lane_state_of<P> const before = end.lane_state;
+        keyed_slot now = lowest;
+        while (now.key >> 32U == lowest.key >> 32U) {
+          if (!end.policy.relent(end.lane_state, view, priority_of_key(now.key))) {
+            end.lane_state = before;
+            now = lowest;
+            break;
+          }
+          now = lowest_again();
+        }
+        lowest = now;
+      }
+    }
+    release(lowest, end.position_in(lowest));
+    bool const done = view.occupied <= view.budget &&
+                      static_cast<std::uint32_t>(lowest.key >> 32U) > high_of_keep_never;
+    if (done || taken == most) break;
+    free_last();
+    lowest = lowest_again();
+  }
+  return last;
+}
 
+/// Sets slots aside for the positions next + max_new .. next + max_new + accepted - 1: those just
+/// freed, then older holes, then such as were never used; and closes the books. All threads of the
+/// lane call it together.
+///
+/// @param book  before the step
+template <eviction_policy P, int Warps>
+__device__ __forceinline__ void reserve_slots(lane_end<P> const& end,
+                                              lane_books const& book,
+                                              freed_slots const& freed,
+                                              decision_scratch<Warps>& shared,
+                                              unsigned& turn) {
+  ledger_view<P> const& ledger = end.ledger;
+  lane_share const& share = end.share;
+  position_t const* const positions = end.positions();
   index_t extent = book.extent;
   index_t const end_of_tokens = ledger.slots - ledger.guests;
   index_t holes = min(extent, end_of_tokens) - book.occupied - ledger.max_new;
-  index_t freed[most_new_tokens];  // in the leader: slots to reserve anew
-  index_t freed_count = 0;
-  if (looked) {
-    // Who looks again must not meet a token that is gone; the last one is left to the leader.
-    keyed_slot last{no_key, -1};
-    auto const free_last = [&] {
-      if (last.slot >= share.first && last.slot < share.end &&
-          (last.slot - share.first) % threads == share.thread()) {
-        positions[last.slot] = no_position;
-      }
-    };
-    auto const release = [&](keyed_slot gone, position_t p) {
-      last = gone;
-      if (end.leads() && freed_count < most_new_tokens) {
-#pragma unroll
-        for (index_t i = 0; i < most_new_tokens; ++i) {  // keeps `freed` in registers
-          if (i == freed_count) freed[i] = gone.slot;
-        }
-      }
-      ++freed_count;
-      --view.occupied;
-      if (end.leads()) end.tell(p, gone.slot);
-    };
-    if constexpr (releases_blocks<P>) {
-      // what blocks do not settle goes token by token
-      index_t const granule = end.policy.granule();
-      bool const may = view.occupied > view.budget ||
-                       static_cast<std::uint32_t>(lowest.key >> 32U) <= high_of_keep_never;
-      if (granule > 1 && may) {
-        auto const key_of = [&](index_t s, position_t p) {
-          return end.key_of(s, p, end.state_in(s));
-        };
-        for (;;) {
-          index_t const gone =
-              lowest_block<releases_newest_of_equals<P>>(
-                  granule, view.newest, view.occupied > view.budget, key_of, lowest_of)
-                  .number;
-          if (gone < 0) break;
-          for (;;) {
-            keyed_slot const token = lowest_of([&](index_t s, position_t p) -> keyed_slot {
-              if (p / granule != gone) return {no_key, -1};
-              return {static_cast<std::uint64_t>(p), s};
-            });
-            if (token.slot < 0) break;
-            release(token, static_cast<position_t>(token.key));
-            free_last();
-          }
-        }
-        lowest = view.occupied > view.budget ? lowest_again() : keyed_slot{no_key, -1};
-      }
-    }
-    for (;;) {
-      bool const over = view.occupied > view.budget;
-      if (lowest.slot < 0) {
-        if (!over) break;
-        // only protected tokens are left: the newest lose before the first, oldest first
-        keyed_slot const oldest = lowest_of([&](index_t s, position_t p) -> keyed_slot {
-          std::uint64_t const first_ones_last = p < end.range.first ? 1U : 0U;
-          return {(first_ones_last << 32U) | static_cast<std::uint32_t>(p), s};
-        });
-        release(oldest, static_cast<position_t>(static_cast<std::uint32_t>(oldest.key)));
-        if (view.occupied <= view.budget) break;  // the last one is left to the leader
-        free_last();
-        continue;
-      }
-      auto const rank = static_cast<std::uint32_t>(lowest.key >> 32U);
-      if (!over && rank > high_of_keep_never) break;
-      if (!over && rank < high_of_keep_never) {
-        // a NaN stays below the budget, but it must not hide what is never kept
-        lowest = lowest_of([&](index_t s, position_t p) {
-          keyed_slot const candidate = end.key_of(s, p, end.state_in(s));
-          bool const never = static_cast<std::uint32_t>(candidate.key >> 32U) == high_of_keep_never;
-          return never ? candidate : keyed_slot{no_key, -1};
-        });
-        if (lowest.slot < 0) break;
-      }
-      if constexpr (relents<P>) {
-        // a change after which all candidates are worth as much as before is taken back
-        if (over) {
-          lane_state_of<P> const before = end.lane_state;
-          keyed_slot now = lowest;
-          while (now.key >> 32U == lowest.key >> 32U) {
-            if (!end.policy.relent(end.lane_state, view, priority_of_key(now.key))) {
-              end.lane_state = before;
-              now = lowest;
-              break;
-            }
-            now = lowest_again();
-          }
-          lowest = now;
-        }
-      }
-      release(lowest, end.position_in(lowest));
-      if (view.occupied <= view.budget &&
-          static_cast<std::uint32_t>(lowest.key >> 32U) > high_of_keep_never) {
-        break;
-      }
-      free_last();
-      lowest = lowest_again();
-    }
-    if (end.leads() && last.slot >= 0) positions[last.slot] = no_position;
-
-    if (freed_count > 1) sync_lane(share);  // all are free before the leader reserves them
-  }
-
-  // Slots for the positions next + max_new .. next + max_new + accepted - 1: those just freed, then
-  // older holes, then such as were never used.
   for (index_t i = 0; i < end.accepted; ++i) {
     index_t slot = -1;
-    if (i < freed_count) {
-#pragma unroll
-      for (index_t k = 0; k < most_new_tokens; ++k) {
-        if (k == i) slot = freed[k];
-      }
+    if (i < freed.count()) {
+      slot = freed.slot(i);
     } else if (holes > 0) {
       keyed_slot hole{no_key, -1};
-      for (index_t s = share.first + share.thread(); s < share.end; s += threads) {
+      for (index_t s = share.first + share.thread(); s < share.end; s += share.threads()) {
         if (hole.slot < 0 && __ldcg(positions + s) == no_position) {
           hole = {static_cast<std::uint64_t>(s), s};
         }
@@ -263,11 +293,35 @@ static __device__ __noinline__ void release_and_reserve(lane_end<P> end,
     if (holes > 0) sync_lane(share);  // the next search must see this reservation
   }
   if (end.leads()) {
-    ledger.lanes[end.lane] = {view.occupied, extent, book.budget};
+    ledger.lanes[end.lane] = {end.view.occupied, extent, book.budget};
     if constexpr (!std::is_empty_v<lane_state_of<P>>) {
       *ledger.lane_state(end.lane) = end.lane_state;
     }
   }
+}
+
+/// The general end of a lane's step; all threads of the lane call it together. Out of line, since
+/// most steps of a full lane release the smallest key and are done.
+///
+/// @param looked  whether there may be something to release: `lowest` was looked for
+template <eviction_policy P, int Warps>
+static __device__ __noinline__ void release_and_reserve(lane_end<P> end,
+                                                        lane_books book,
+                                                        bool looked,
+                                                        keyed_slot lowest,
+                                                        decision_scratch<Warps>& shared,
+                                                        unsigned turn) {
+  freed_slots freed;
+  if (looked) {
+    keyed_slot const last =
+        for_victims(end, lowest, shared, turn, unbounded, [&](keyed_slot gone, position_t p) {
+          freed.add(gone.slot);
+          if (end.leads()) end.tell(p, gone.slot);
+        });
+    if (end.leads() && last.slot >= 0) end.positions()[last.slot] = no_position;
+    if (freed.count() > 1) sync_lane(end.share);  // all are free before the leader reserves them
+  }
+  reserve_slots(end, book, freed, shared, turn);
 }
 
 }  // namespace detail

@@ -39,12 +39,20 @@ struct ring_view {
   unsigned capacity = 0;
 };
 
-/// A token that the last decision released, and the slot where its K and V still lie.
+/// A token that leaves a lane, and the slot where its K and V lie until another takes it.
 struct departure {
   position_t position;
   index_t slot;
 };
 inline constexpr index_t most_departures = 40;  ///< of a row and decision that are noted
+
+/// Which tokens of each lane leave, in the order in which they do; device memory.
+struct victims_view {
+  departure* tokens = nullptr;  // [lane, most]
+  index_t* counts = nullptr;    // [lane] of tokens, at most `most`
+  index_t most = 0;             // a lane over its budget by more stays over it for a step
+};
+
 inline constexpr index_t most_new_tokens = 16;  ///< of one row in one step, on the device
 
 /// What is remembered of released tokens, so that they can come back.

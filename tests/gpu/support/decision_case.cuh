@@ -7,6 +7,7 @@
 #include <adore/concepts.hpp>
 #include <adore/eviction/ledger.hpp>
 #include <adore/gpu/decide.cuh>
+#include <adore/gpu/decision_stages.cuh>
 #include <adore/gpu/device_buffer.cuh>
 #include <adore/gpu/device_ledger.cuh>
 #include <adore/gpu/token_ids.cuh>
@@ -73,7 +74,43 @@ struct decide_case {
   std::uint32_t salt = 1;
   bool drafts = false;  ///< only a part of each step's tokens is accepted
   int steps = 130;
-  index_t budget = 40;  ///< slots, besides those of new tokens, if the policy has a budget
+  index_t budget = 40;     ///< slots, besides those of new tokens, if the policy has a budget
+  bool by_stages = false;  ///< observation, selection and release are launches of their own
+  int observed_every = 1;  ///< the policy does not observe other steps
+};
+
+/// One layer's decision, in one launch or in three.
+template <class P>
+class decision_in_parts {
+ public:
+  decision_in_parts(gpu::ledger_view<P> const& ledger, bool by_stages)
+      : ledger_(ledger), by_stages_(by_stages), tokens_(by_stages ? lanes() * slots() : 0) {
+    if (by_stages) counts_ = gpu::device_buffer<index_t>(lanes());
+  }
+  void decide_async(cudaStream_t stream,
+                    P const& policy,
+                    index_t layer,
+                    gpu::decide_args const& args) {
+    if (!by_stages_) {
+      gpu::decide_async(stream, ledger_, policy, layer, args);
+      return;
+    }
+    gpu::victims_view const victims{tokens_.data(), counts_.data(), ledger_.slots};
+    gpu::observe_async(stream, ledger_, policy, layer, args);
+    gpu::select_async(stream, ledger_, policy, layer, args, victims);
+    gpu::release_async(stream, ledger_, policy, layer, args, victims);
+  }
+
+ private:
+  std::size_t lanes() const {
+    return static_cast<std::size_t>(ledger_.row_count * ledger_.lanes_per_row());
+  }
+  std::size_t slots() const { return static_cast<std::size_t>(ledger_.slots); }
+
+  gpu::ledger_view<P> ledger_;
+  bool by_stages_;
+  gpu::device_buffer<gpu::departure> tokens_;  // [lane, slot]
+  gpu::device_buffer<index_t> counts_;         // [lane]
 };
 
 template <class P>
@@ -94,6 +131,7 @@ agreement run_both(P const& policy, decide_case const& c) {
   [[maybe_unused]] gpu::device_hearing<P> hearing(view);
   std::vector<index_t> ids(ids_on_device.size());  // [row, max_new]
   std::vector<index_t> counts(rows, 0), told;      // as the device has been told
+  decision_in_parts<P> decision(view, c.by_stages);
   agreement agrees;
   std::uint32_t random = c.salt;
   auto const draw = [&random](std::uint32_t below) {
@@ -142,16 +180,17 @@ agreement run_both(P const& policy, decide_case const& c) {
       }
     }
     bool const one_decision = c.reach == scope::model;  // it ends the step, too
+    bool const observed = step % c.observed_every == 0;
     index_t const decisions = one_decision ? 1 : layers;
     for (index_t layer = 0; layer < decisions; ++layer) {
-      gpu::decide_async(
+      decision.decide_async(
           stream,
-          view,
           policy,
           layer,
           {.weights = weights.data() + static_cast<std::size_t>(layer) * layer_weights,
            .key_norms = norms.data() + static_cast<std::size_t>(layer) * queries,
            .accepted = c.drafts ? accepted_on_device.data() : nullptr,
+           .observes = observed,
            .advances = one_decision});
     }
     if (!one_decision) {
@@ -206,7 +245,7 @@ agreement run_both(P const& policy, decide_case const& c) {
             });
           }
         }
-        host.commit(lane, stay, observes_attention<P> ? combined.data() : nullptr);
+        host.commit(lane, stay, observes_attention<P> && observed ? combined.data() : nullptr);
       }
       host.advance(row, stay);
     }
