@@ -24,7 +24,7 @@
 namespace adore::bench {
 namespace {
 
-enum class extra { none, no_decision, weights, layer_scope };
+enum class extra { none, no_decision, weights, layer_scope, unobserved };
 
 enum class before { attention, product };
 
@@ -65,13 +65,16 @@ void attention(
           .weights =
               also == extra::weights || also == extra::layer_scope ? weights.data() : nullptr,
           .layer = layer,
-          .decides = also != extra::no_decision,
+          .decides = also != extra::no_decision && also != extra::unobserved,
           .overlaps = true,
-          .for_few_lanes = gpu::has_few_lanes(books.view())};
+          .cut_for_lanes = books.view().attended_lanes()};
       gpu::attend_async<channels>(stream, args, books.view(), policy);
       if (also == extra::layer_scope) {
         gpu::decide_async(
             stream, books.view(), policy, layer, {.weights = weights.data(), .overlaps = true});
+      } else if (also == extra::unobserved) {
+        gpu::decide_async(
+            stream, books.view(), policy, layer, {.observes = false, .overlaps = true});
       }
     }
     if (also != extra::no_decision) gpu::advance_async(stream, books.view());
@@ -157,6 +160,8 @@ int main(int argc, char** argv) try {
         [s, heavy](benchmark::State& state) { attention(state, s, heavy, extra::weights); });
     add("h2o, scope layer/" + s.name(),
         [s, heavy](benchmark::State& state) { attention(state, s, heavy, extra::layer_scope); });
+    add("h2o, unobserved step/" + s.name(),
+        [s, heavy](benchmark::State& state) { attention(state, s, heavy, extra::unobserved); });
     add("product/" + s.name(), [s](benchmark::State& state) { multiplying(state, s); });
     add("product, keep_all/" + s.name(), [s](benchmark::State& state) {
       attention(state, s, keep_all{}, extra::no_decision, before::product);

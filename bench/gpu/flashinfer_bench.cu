@@ -119,7 +119,7 @@ void own_attention(benchmark::State& state, shape s, page_layout layout, P polic
       args.layer = layer;
       args.decides = decides;
       args.overlaps = true;
-      args.for_few_lanes = gpu::has_few_lanes(books.view());
+      args.cut_for_lanes = books.view().attended_lanes();
       gpu::attend_async<channels, 8>(stream, args, books.view(), policy);
     }
     if (decides) gpu::advance_async(stream, books.view());

@@ -175,7 +175,7 @@ TEST_CASE("a row's bits do not depend on the batch around it") {
 TEST_CASE("few lanes that are cut finer are as exact") {
   for (index_t const slots : {40, 200, 257, 300, 700, 1024, 3000}) {
     attention_shape shape{2, 1, 4, slots, 1};
-    shape.for_few_lanes = true;
+    shape.cut_for_lanes = 2;
     auto const seed = 400U + static_cast<unsigned>(slots);
     h2o const policy{.heavy = 10, .recent = 20};
     check_step<__nv_bfloat16, 128>(policy, shape, seed);
@@ -184,15 +184,26 @@ TEST_CASE("few lanes that are cut finer are as exact") {
     check_step<__nv_bfloat16, 128>(policy, shape, seed + 1);
     check_step<float, 64>(policy, shape, seed + 2);
   }
-  for (index_t const slots : {200, 1024, 2000, 4096}) {
-    attention_shape sixteen{2, 1, 16, slots, 1};
-    sixteen.for_few_lanes = true;
+  for (index_t const slots : {200, 1024, 2000, 4096, 9000, 20000}) {
+    attention_shape sixteen{slots < 9000 ? 2 : 1, 1, 16, slots, 1};
+    sixteen.cut_for_lanes = sixteen.rows;
     check_step<__nv_bfloat16, 128>(
         h2o{.heavy = 10, .recent = 20}, sixteen, 440U + static_cast<unsigned>(slots));
   }
+  // up to 64 blocks a lane, also of more lanes than they are cut for
+  for (index_t const lanes : {1, 3, 4, 5}) {
+    for (index_t const slots : {5000, 17000}) {
+      attention_shape thin{lanes, 1, 4, slots, 1};
+      thin.cut_for_lanes = std::min(lanes, 4);
+      auto const seed = 460U + static_cast<unsigned>(lanes);
+      check_step<__nv_bfloat16, 128>(h2o{.heavy = 10, .recent = 20}, thin, seed);
+      thin.max_new = 4;
+      check_step<__nv_bfloat16, 128>(h2o{.heavy = 10, .recent = 20}, thin, seed);
+    }
+  }
   // two blocks share a lane: each has two chunks that would fit into one
   attention_shape several{40, 2, 4, 300, 1};
-  several.for_few_lanes = true;
+  several.cut_for_lanes = 32;
   check_step<__nv_bfloat16, 128>(h2o{.heavy = 10, .recent = 20}, several, 430);
 }
 
@@ -204,6 +215,10 @@ TEST_CASE("blocks that meet in device memory put out the bits of a cluster") {
   }
   SUBCASE("four, with two chunks each; groups take a second lane each") {
     shape = {20, 2, 2, 3000, 1};
+  }
+  SUBCASE("thirty-two; in a cluster sixteen, with two chunks each") {
+    shape = {2, 1, 2, 9000, 1};
+    shape.cut_for_lanes = 2;
   }
   attention_case<__nv_bfloat16, channels> there(shape, 51), in_cluster(shape, 51);
   h2o const policy{.heavy = shape.slots - 2000, .recent = 500};
@@ -315,9 +330,17 @@ TEST_CASE("a step captured into a graph replays like one that is launched each t
 TEST_CASE("attention that begins before queries and keys are turned puts out the same") {
   using T = __nv_bfloat16;
   constexpr int channels = 128;
-  attention_shape const shape{70, 4, 2, 150, 1};
+  attention_shape shape;
+  SUBCASE("many short lanes") {
+    shape = {70, 4, 2, 150, 1};
+  }
+  SUBCASE("two long ones, whose blocks meet in device memory") {
+    shape = {2, 1, 8, 9000, 1};
+    shape.cut_for_lanes = 2;
+  }
   index_t constexpr layers = 6;
-  h2o const policy{.heavy = 100, .recent = 40};
+  index_t const heads = shape.kv_heads * shape.group;
+  h2o const policy{.heavy = shape.slots - 50, .recent = 40};
   gpu::device_rope const rope(channels, 10'000.0, rope_pairs::halves);
   auto const run = [&](bool overlaps) {
     attention_case<T, channels> c(shape, 61);
@@ -325,7 +348,10 @@ TEST_CASE("attention that begins before queries and keys are turned puts out the
         policy, {shape.rows, layers, shape.kv_heads, shape.slots, channels}, scope::kv_head);
     std::mt19937_64 engine(62);
     for (index_t row = 0; row < shape.rows; ++row) {  // lanes that fill up while they are watched
-      books.restore(nullptr, row, random_books(books.view(), 120 + row % 20, 200, 140, engine));
+      index_t const tokens = shape.slots - 30 + row % 20;
+      books.restore(nullptr,
+                    row,
+                    random_books(books.view(), tokens, shape.slots + 50, shape.slots - 10, engine));
     }
     gpu::device_buffer<T> outs(layers * c.out.size());
     for (int step = 0; step < 12; ++step) {
@@ -334,11 +360,12 @@ TEST_CASE("attention that begins before queries and keys are turned puts out the
         args.layer = layer;  // all in the same store, which rotation does not write to
         args.overlaps = overlaps;
         args.out.data = outs.data() + static_cast<std::size_t>(layer) * c.out.size();
-        gpu::rotate_async(nullptr,
-                          rope.view(),
-                          gpu::step_positions(books.view()),
-                          token_view<T>{c.q_on_device.data(), shape.rows, 8, channels},
-                          token_view<T>{c.k_on_device.data(), shape.rows, 4, channels});
+        gpu::rotate_async(
+            nullptr,
+            rope.view(),
+            gpu::step_positions(books.view()),
+            token_view<T>{c.q_on_device.data(), shape.rows, heads, channels},
+            token_view<T>{c.k_on_device.data(), shape.rows, shape.kv_heads, channels});
         gpu::attend_async<channels>(nullptr, args, books.view(), policy);
       }
       gpu::advance_async(nullptr, books.view());
@@ -356,6 +383,75 @@ TEST_CASE("attention that begins before queries and keys are turned puts out the
   }
 }
 
+TEST_CASE("blocks that meet in device memory do so beside those of another stream, in graphs") {
+  using T = __nv_bfloat16;
+  constexpr int channels = 128;
+  attention_shape shape{2, 1, 4, 9000, 1};
+  shape.cut_for_lanes = 1;  // 64 blocks per lane: those of one launch take nearly all of the chip
+  h2o const policy{.heavy = 8000, .recent = 900};
+  constexpr index_t layers = 6;
+  struct side {
+    attention_case<T, channels> c;
+    gpu::device_ledger<h2o> books;
+    cudaStream_t stream = nullptr;
+    cudaGraphExec_t step = nullptr;
+  };
+  auto const run = [&](bool beside) {
+    int lowest = 0, highest = 0;
+    gpu::check(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    std::vector<side> sides;
+    for (unsigned n = 0; n < 2; ++n) {
+      sides.push_back(
+          {.c = attention_case<T, channels>(shape, 71 + n),
+           .books = gpu::device_ledger<h2o>(
+               policy, {shape.rows, layers, 1, shape.slots, channels}, scope::kv_head)});
+      side& one = sides.back();
+      std::mt19937_64 engine(73 + n);
+      for (index_t row = 0; row < shape.rows; ++row) {
+        one.books.restore(nullptr, row, random_books(one.books.view(), 8890, 9100, 8900, engine));
+      }
+      gpu::check(cudaStreamCreateWithPriority(
+          &one.stream, cudaStreamNonBlocking, n == 0 ? lowest : highest));
+      gpu::check(cudaStreamBeginCapture(one.stream, cudaStreamCaptureModeThreadLocal));
+      for (index_t layer = 0; layer < layers; ++layer) {
+        auto args = one.c.args();
+        args.layer = layer;
+        args.overlaps = layer > 0;
+        gpu::attend_async<channels>(one.stream, args, one.books.view(), policy);
+      }
+      gpu::advance_async(one.stream, one.books.view());
+      cudaGraph_t graph = nullptr;
+      gpu::check(cudaStreamEndCapture(one.stream, &graph));
+      gpu::check(cudaGraphInstantiate(&one.step, graph, 0));
+      gpu::check(cudaGraphDestroy(graph));
+    }
+    gpu::check(cudaDeviceSynchronize());
+    for (int step = 0; step < 40; ++step) {
+      for (side& one : sides) {
+        gpu::check(cudaGraphLaunch(one.step, one.stream));
+        if (!beside) gpu::check(cudaStreamSynchronize(one.stream));
+      }
+    }
+    gpu::check(cudaDeviceSynchronize());
+    std::vector<row_snapshot> rows;
+    for (side& one : sides) {
+      for (index_t row = 0; row < shape.rows; ++row) {
+        rows.push_back(one.books.snapshot(nullptr, row));
+      }
+      gpu::check(cudaGraphExecDestroy(one.step));
+      gpu::check(cudaStreamDestroy(one.stream));
+    }
+    return rows;
+  };
+  auto const alone = run(false);
+  auto const beside = run(true);
+  for (std::size_t row = 0; row < alone.size(); ++row) {
+    CHECK(alone[row].next == 9140);
+    CHECK(alone[row].positions == beside[row].positions);
+    CHECK(alone[row].slot_states == beside[row].slot_states);
+  }
+}
+
 TEST_CASE("shapes that do not fit together are refused by name") {
   using T = __nv_bfloat16;
   attention_case<T, 64> c({2, 2, 1, 40, 1}, 1);
@@ -363,7 +459,7 @@ TEST_CASE("shapes that do not fit together are refused by name") {
   gpu::device_ledger<sliding_window> books(policy, c.cache, scope::kv_head);
   auto args = c.args();
   CHECK_THROWS_WITH_AS(gpu::attend_async<128>(nullptr, args, books.view(), policy),
-                       doctest::Contains("128 channels"),
+                       doctest::Contains("template argument says 128"),
                        std::logic_error);
   args.q.heads = 3;
   CHECK_THROWS_WITH_AS(gpu::attend_async<64>(nullptr, args, books.view(), policy),

@@ -279,7 +279,7 @@ class policy_cache final : public device_cache<T> {
     args.rebuilt = rebuilt;
     // the kernel before turns q and k; only one that appends rebuilt tokens writes to the cache
     args.overlaps = rebuilt_rows() == 0;
-    args.for_few_lanes = adore::gpu::has_few_lanes(ledger_.view());
+    args.cut_for_lanes = ledger_.view().attended_lanes();
     auto const& books = ledger_.view();
     // one new token and at most 8 query heads per KV head: half of the kernels need not be compiled
     adore::gpu::attend_async<Channels, 8>(stream, args, books, policy_);

@@ -58,11 +58,13 @@ struct attend_args {
   bool decides = true;
   /// Begins to read this layer's K, V and lanes while the kernel before it in the stream still
   /// runs; that one must not write to them, nor to the ledger's rows or `rebuilt.counts`, and lets
-  /// others begin (`rotate_async`, and `attend_async` and `decide_async` of another layer do).
+  /// others begin (`rotate_async`, and `attend_async` and `decide_async` of another layer do). If
+  /// that one overlaps, too, it must have waited for its predecessor before it ends.
   bool overlaps = false;
-  /// Cuts lanes of up to 4096 slots finer: up to 1.7 times as fast where rows x KV heads are few,
-  /// see `has_few_lanes`, slower elsewhere. Sums are taken in another order then: other bits.
-  bool for_few_lanes = false;
+  /// How many lanes of a layer (rows x KV heads) the chip should be occupied with; 0: many. Lanes
+  /// are cut the finer the fewer they are, so that bits depend on this number, and on no other
+  /// lane: set it for a cache once and for all, such as to that of all its lanes.
+  index_t cut_for_lanes = 0;
   Guests rebuilt{};
 };
 

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(
     lane.share = share_of(lane.books.lane.extent, plan);
     if (plan.exchanges) {
       lane.share.exchange =
-          lane_exchange(ledger.exchange, ledger.exchange_channels, first_lane, lane.share.blocks);
+          lane_exchange(ledger.exchange, ledger.exchange_floats, first_lane, lane.share.blocks);
     }
     if (fetched.requested() != number) ask_for(number, lane.books);
     if (positions.requested() != lane.lane) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a launch of decode attention cuts its work: lanes over blocks, slots over the blocks of a
-// cluster, query rows over passes, shared memory over what a block keeps there.
+// How a launch of decode attention cuts its work: lanes over blocks, slots over the blocks
+// that share a lane, query rows over passes, shared memory over what a block keeps there.
 #pragma once
 
 #include "adore/concepts.hpp"
@@ -22,7 +22,6 @@
 namespace adore::gpu::detail {
 
 inline constexpr index_t most_chunks = lane_exchange::most_chunks;  // of a lane, see `lane_cut`
-static_assert(most_chunks <= most_deciding_blocks);
 inline constexpr int attend_warps_at_most = 8;
 inline constexpr index_t attend_stages_at_most = 12;  // halves of tiles
 /// Shares of up to so many slots have all that is fetched of the next lane at once.
@@ -243,7 +242,7 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   plan.states = plan.heads + heads;
   plan.positions = plan.states + states;
   plan.bytes = plan.positions + positions;
-  plan.schedule.lanes = ledger.row_count * ledger.kv_heads;
+  plan.schedule.lanes = ledger.attended_lanes();
   plan.schedule.kv_heads = ledger.kv_heads;
   plan.schedule.by_heads = fixed_divisor(ledger.kv_heads);
   return plan;

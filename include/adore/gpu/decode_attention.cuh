@@ -69,7 +69,7 @@ void launch_planned(cudaStream_t stream,
     plan.schedule.clusters = std::min(lanes, std::max(1, fit));
   }
   config.gridDim = dim3(static_cast<unsigned>(plan.schedule.clusters * plan.blocks));
-  if (args.overlaps && !plan.exchanges) attributes[config.numAttrs++] = may_overlap();
+  if (args.overlaps) attributes[config.numAttrs++] = may_overlap();
   args.scale = attention_scale_of(args.scale, Channels);
   check(cudaLaunchKernelEx(&config, kernel, args, ledger, policy, plan));
 }
@@ -87,7 +87,7 @@ void launch_attention(cudaStream_t stream,
                   Channels,
                   QueryRows,
                   most_warps,
-                  lane_cut_of(ledger.slots, QueryRows, most_warps, args.for_few_lanes),
+                  lane_cut_of(ledger.slots, QueryRows, most_warps, args.cut_for_lanes),
                   processors,
                   static_cast<int>(sizeof(attend_shared<QueryRows>)));
   if (plan.stages < 1) {
@@ -95,7 +95,7 @@ void launch_attention(cudaStream_t stream,
         "adore: attend_async: " + std::to_string(ledger.slots) + " slots with " +
         std::to_string(plan.rows) + " query rows at once need " + std::to_string(plan.bytes) +
         " bytes of shared memory for the policy's weights, more than a block has; use fewer slots, "
-        "or a policy that does not observe attention");
+        "a policy that does not observe attention, or cut_for_lanes = 0");
   }
   if constexpr (QueryRows <= tile_queries && !Guests::has_guests) {
     if (has_one_query(plan, ledger.max_new)) {
@@ -109,19 +109,11 @@ void launch_attention(cudaStream_t stream,
 
 }  // namespace detail
 
-/// Whether a ledger has so few lanes that `attend_args::for_few_lanes` is faster, on an H100.
-template <class P>
-bool has_few_lanes(ledger_view<P> const& ledger) {
-  index_t const lanes = ledger.row_count * ledger.kv_heads;
-  if (ledger.slots <= detail::most_double_slots) return lanes <= 256;
-  return lanes <= (ledger.slots <= detail::most_slots_of_chunk ? 32 : 8);
-}
-
 /// Appends, attends and, in scope kv_head, decides: one launch for one layer of all rows.
 ///
 /// The number of query heads may be 1 to 16 times that of KV heads, a step may bring up to 16
 /// tokens per row. Query j sees the tokens up to position next + j. The bits of a row depend on its
-/// lanes, on the ledger's slots and on `for_few_lanes`, not on the rows around it nor their number.
+/// lanes, on the ledger's slots and on `cut_for_lanes`, not on the rows around it nor their number.
 ///
 /// @tparam Channels       per head: 64, 96, 128, 256 and other multiples of 32 (16 for float)
 /// @tparam MostQueryRows  K and V are read once per 16 query rows (queries x query heads of a KV
@@ -130,7 +122,7 @@ bool has_few_lanes(ledger_view<P> const& ledger) {
 ///         cannot be read in chunks of 16 bytes, or if the policy's
 ///         weights do not fit into shared memory (more than about 45,000 slots x query rows of a
 ///         KV head per block, 10,000 where 16 tokens of 256 floats come at once; a lane is shared
-///         by up to 16 blocks), cuda_error
+///         by up to 16 blocks, or 64 if there are few), cuda_error
 /// Stream: asynchronous, capturable; launches for one ledger must follow one another.
 /// Memory: shared memory, and where at most 64 lanes have over 1024 slots what the ledger holds for
 ///         them.

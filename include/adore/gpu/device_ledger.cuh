@@ -34,8 +34,9 @@ template <eviction_policy P>
 class device_ledger {
  public:
   /// @param shape    rows, layers, KV heads and slots per lane; channels of the keys to attend, or
-  ///                 0: up to 64 lanes of over 1024 slots get memory, 1 KB per lane and channel, in
-  ///                 which the blocks that share them meet; without it they are slower
+  ///                 0: up to 64 lanes of over 1024 slots get memory in which the blocks that
+  ///                 share them meet, 10 KB per lane and 1 KB (from 8193 slots on 4 KB) per lane
+  ///                 and channel; without it they are slower
   /// @param max_new  new tokens that a step may bring per row
   /// @param ring     releases that are remembered for the host; 0: none
   /// @param guests   slots of a lane for released tokens that are back, see `device_rebuild`
@@ -93,12 +94,12 @@ class device_ledger {
     rows_ = device_buffer<row_books>(rows);
     without_room_ = device_buffer<unsigned>(1);
     ring_ = device_buffer<released_entry>(ring);
-    if (index_t const attended = shape.sequences * shape.kv_heads;
-        attended <= detail::lane_exchange::most_lanes &&
-        shape.slots >= detail::lane_exchange::fewest_slots) {
+    index_t const attended = shape.sequences * shape.kv_heads;
+    view_.exchange_floats =
+        detail::lane_exchange::useful_floats(attended, shape.slots, shape.channels);
+    if (view_.exchange_floats > 0) {
       exchange_ = device_buffer<unsigned char>(static_cast<std::size_t>(attended) *
-                                               detail::lane_exchange::bytes(shape.channels));
-      view_.exchange_channels = shape.channels;
+                                               detail::lane_exchange::bytes(view_.exchange_floats));
       clear(exchange_);
     }
     written_ = device_buffer<unsigned long long>(1);
@@ -189,8 +190,8 @@ class device_ledger {
     std::sort(tokens.begin(), tokens.end());
     return tokens;
   }
-  /// How often a new token found no slot, because a policy without a budget ran out of them: such
-  /// tokens were attended by nobody. Synchronises.
+  /// How often a new token found no slot, because a policy without a budget ran out of them, or an
+  /// engine named too few victims: such tokens were attended by nobody. Synchronises.
   unsigned tokens_without_room(cudaStream_t stream) const {
     return detail::read_one<unsigned>(stream, without_room_.data());
   }

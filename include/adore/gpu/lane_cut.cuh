@@ -25,18 +25,33 @@ struct lane_cut {
 };
 
 /// @param most_warps  of a multiprocessor
-inline lane_cut lane_cut_of(index_t slots, index_t query_rows, int most_warps, bool for_few_lanes) {
+/// @param lanes       as in `attend_args::cut_for_lanes`
+/// Source: on an H100 the fastest of those from 4 to 64 chunks, 1 to 8 lanes of 1024 to 32,768
+/// slots.
+inline lane_cut lane_cut_of(index_t slots, index_t query_rows, int most_warps, index_t lanes) {
   int const warps = attend_warps_at_most;
-  int const fewer = query_rows > tile_queries ? 4 : warps;
-  if (slots > 8192) return {most_chunks, fewer};
-  if (slots > 4096) return {8, warps};
-  if (slots > most_slots_of_chunk) return {for_few_lanes ? 8 : 4, warps};
+  bool const many_rows = query_rows > tile_queries;  // their chunks are dearer to merge
+  int const fewer = many_rows ? 4 : warps;
+  auto const at_most = [&](index_t few) { return lanes > 0 && lanes <= few; };
+  if (slots > 8192) {
+    if (at_most(4)) return {at_most(1) ? 64 : 32, warps};
+    return {16, fewer};
+  }
+  if (slots > 4096) {
+    if (at_most(4) && !many_rows) return {at_most(2) ? 32 : 16, warps};
+    return {8, warps};
+  }
+  if (slots > most_slots_of_chunk) {
+    if (at_most(4) && !many_rows) return {16, warps};
+    return {at_most(8) ? 8 : 4, warps};
+  }
   if (slots > most_double_slots) {
-    if (for_few_lanes) return {4, fewer};
+    if (at_most(4) && !many_rows && slots > 512) return {8, warps};
+    if (at_most(32)) return {4, fewer};
     if (slots < 512) return {1, most_warps >= 12 ? 6 : fewer};
     return {1, warps};
   }
-  if (for_few_lanes) return {1, most_warps / 2};
+  if (at_most(256)) return {1, most_warps / 2};
   return {1, query_rows > tile_queries ? 4 : 2};
 }
 
@@ -55,13 +70,18 @@ attend_plan plan_launch(attend_args<T, View, Guests> const& args,
                         lane_cut cut,
                         index_t processors,
                         int static_bytes) {
-  index_t const lanes = ledger.row_count * ledger.kv_heads;
-  // Blocks that share lanes and take more than half of the chip meet in device memory, if the
-  // ledger has some. A cluster lies in one part of the chip: fewer find a place than there is room
-  // for their blocks, and some multiprocessors get two of these while others have none.
+  index_t const lanes = ledger.attended_lanes();
+  // Blocks that share lanes and take more than half of the chip, or are more than a cluster may
+  // have, meet in device memory, if the ledger has some. A cluster lies in one part of the chip:
+  // fewer find a place than there is room for their blocks, and some multiprocessors get two of
+  // these while others have none.
+  auto const has_exchange = [&] {
+    return ledger.exchange != nullptr &&
+           lane_exchange::floats(cut.chunks, channels) <= ledger.exchange_floats;
+  };
   auto const exchanges = [&](index_t blocks) {
-    return blocks > 1 && 2 * lanes * blocks > processors && ledger.exchange != nullptr &&
-           channels <= ledger.exchange_channels;
+    return blocks > 1 && (blocks > most_cluster_blocks || 2 * lanes * blocks > processors) &&
+           has_exchange();
   };
   index_t const row_bytes = channels * static_cast<index_t>(sizeof(T));
   // a warp takes as long for a short row as for a long one, so that it takes two blocks of them to
@@ -100,7 +120,10 @@ attend_plan plan_launch(attend_args<T, View, Guests> const& args,
   }
   for (; stages < 1 && cut.chunks < most_chunks; try_again()) cut.chunks *= 2;
   attend_plan plan = planned(1);
-  while (plan.blocks < cut.chunks && (10 * lanes * plan.blocks < occupied || plan.stages < 2)) {
+  index_t const most_blocks =
+      std::min<index_t>(cut.chunks, has_exchange() ? processors : most_cluster_blocks);
+  while (2 * plan.blocks <= most_blocks &&
+         (10 * lanes * plan.blocks < occupied || plan.stages < 2)) {
     plan = planned(2 * plan.blocks);
   }
   // Sixteen blocks of a cluster would wait for a whole part of the chip; if there is room for

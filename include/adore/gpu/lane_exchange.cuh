@@ -17,30 +17,41 @@ namespace adore::gpu::detail {
 /// each has found, [turn, block]; peaks, [chunk, query row]; outputs, [chunk, query row, channel].
 class lane_exchange {
  public:
-  static constexpr index_t most_blocks = 16;  // of a group, a power of two
-  static constexpr index_t most_chunks = 16;
-  static constexpr index_t most_rows = 16;       // query rows of a pass
-  static constexpr index_t most_lanes = 64;      // more of them are shared by few blocks
-  static constexpr index_t fewest_slots = 1025;  // others are one chunk
+  static constexpr index_t most_blocks = 64;  // of a group, a power of two
+  static constexpr index_t most_chunks = 64;
+  static constexpr index_t most_rows = 16;  // query rows of a pass
 
  private:
+  static constexpr index_t most_lanes = 64;      // more of them are shared by few blocks
+  static constexpr index_t fewest_slots = 1025;  // shorter ones by clusters
   static constexpr std::size_t lowest_at = 128;
   static constexpr std::size_t peaks_at = lowest_at + 2 * most_blocks * sizeof(keyed_slot);
   static constexpr std::size_t parts_at = peaks_at + most_chunks * most_rows * sizeof(float2);
 
  public:
-  ADORE_HOST_DEVICE static constexpr std::size_t bytes(index_t channels) {
-    return parts_at + std::size_t{most_chunks * most_rows} * static_cast<std::size_t>(channels) *
-                          sizeof(float);
+  /// The outputs of a lane of so many chunks.
+  static constexpr index_t floats(index_t chunks, index_t channels) {
+    return chunks * most_rows * channels;
+  }
+  /// Of outputs, that a group should have room for; 0: blocks that share lanes are clusters.
+  ///
+  /// @param lanes  of a layer
+  static constexpr index_t useful_floats(index_t lanes, index_t slots, index_t channels) {
+    if (lanes > most_lanes || slots < fewest_slots) return 0;
+    return floats(slots > 8192 ? most_chunks : slots > 4096 ? 32 : 16, channels);
+  }
+  /// Of a group.
+  ADORE_HOST_DEVICE static constexpr std::size_t bytes(index_t floats) {
+    return parts_at + static_cast<std::size_t>(floats) * sizeof(float);
   }
 
   lane_exchange() = default;
   /// That of one group.
   ///
-  /// @param memory  [group] of `bytes(channels)` each, at first zero
+  /// @param memory  [group] of `bytes(floats)` each, at first zero
   __device__ __forceinline__
-  lane_exchange(unsigned char* memory, index_t channels, index_t group, unsigned blocks)
-      : memory_(memory + static_cast<std::size_t>(group) * bytes(channels)), blocks_(blocks) {}
+  lane_exchange(unsigned char* memory, index_t floats, index_t group, unsigned blocks)
+      : memory_(memory + static_cast<std::size_t>(group) * bytes(floats)), blocks_(blocks) {}
 
   __device__ __forceinline__ bool there() const { return memory_ != nullptr; }
   __device__ __forceinline__ keyed_slot* lowest(unsigned turn) const {

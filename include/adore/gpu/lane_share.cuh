@@ -13,7 +13,7 @@
 
 namespace adore::gpu {
 
-inline constexpr int most_deciding_blocks = 16;  // of a lane
+inline constexpr int most_cluster_blocks = 16;  // that share a lane
 
 /// Shared memory of a block that decides. Two of each, used in turn, so that nobody writes over
 /// what others still read.
@@ -22,7 +22,7 @@ inline constexpr int most_deciding_blocks = 16;  // of a lane
 template <int Warps>
 struct decision_scratch {
   keyed_slot of_warp[2][Warps];
-  keyed_slot of_block[2][most_deciding_blocks];
+  keyed_slot of_block[2][most_cluster_blocks];
 };
 
 /// The blocks that share a lane's slots, and the part of them that is this block's: [first, end).
@@ -59,12 +59,18 @@ __device__ __forceinline__ void sync_lane(lane_share const& share) {
 /// How the threads of a warp join what each of them has found, so that all learn it.
 struct smallest_key {
   static __device__ __forceinline__ keyed_slot nothing() { return {no_key, -1}; }
+  static __device__ __forceinline__ keyed_slot both(keyed_slot one, keyed_slot other) {
+    return other.key < one.key ? other : one;
+  }
   static __device__ __forceinline__ keyed_slot in_warp(keyed_slot own) {
     return smallest_in_warp(own);
   }
 };
 struct sum_of_slots {
   static __device__ __forceinline__ keyed_slot nothing() { return {0, 0}; }
+  static __device__ __forceinline__ keyed_slot both(keyed_slot one, keyed_slot other) {
+    return {0, one.slot + other.slot};
+  }
   static __device__ __forceinline__ keyed_slot in_warp(keyed_slot own) {
     return {0, __reduce_add_sync(whole_warp, own.slot)};
   }
@@ -91,7 +97,9 @@ static __device__ __noinline__ keyed_slot join_blocks(keyed_slot own,
     sync_cluster();
   }
   own = Join::nothing();
-  if (static_cast<unsigned>(lane_in_warp()) < blocks) own = of_block[lane_in_warp()];
+  for (auto b = static_cast<unsigned>(lane_in_warp()); b < blocks; b += warp_threads) {
+    own = Join::both(own, of_block[b]);
+  }
   return Join::in_warp(own);
 }
 

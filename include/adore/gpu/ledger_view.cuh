@@ -89,7 +89,7 @@ struct ledger_view {
   row_books* rows = nullptr;                // [row]
   unsigned* lanes_without_room = nullptr;   // how often a coming token found no slot
   unsigned char* exchange = nullptr;        // of few long lanes, see `lane_exchange`
-  index_t exchange_channels = 0;            // of a head, at most
+  index_t exchange_floats = 0;              // ... of outputs
   ring_view released{};
   past_view past{};
   slot_state_of<P>* past_states = nullptr;  // [row, token], see `remembers_states`
@@ -105,6 +105,8 @@ struct ledger_view {
   ADORE_HOST_DEVICE constexpr index_t lane_heads() const {
     return reach == scope::kv_head ? kv_heads : 1;
   }
+  /// Lanes that a layer's attention has, one per row and KV head in every scope.
+  ADORE_HOST_DEVICE constexpr index_t attended_lanes() const { return row_count * kv_heads; }
   ADORE_HOST_DEVICE constexpr index_t lanes_per_row() const { return lane_layers() * lane_heads(); }
   /// The lane that a KV head of a layer of a row belongs to; numbered as in `adore::ledger`.
   ADORE_HOST_DEVICE constexpr index_t lane(index_t row, index_t layer, index_t kv_head) const {

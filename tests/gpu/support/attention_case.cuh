@@ -50,7 +50,7 @@ std::vector<T> random_elements(std::size_t count, std::uint64_t seed, float scal
 struct attention_shape {
   index_t rows = 3, kv_heads = 2, group = 1, slots = 40, max_new = 1;
   float apart = 0.0F;  ///< added to all elements of keys, taken from those of queries
-  bool for_few_lanes = false;
+  index_t cut_for_lanes = 0;
 };
 
 /// Positions, K and V of all rows of one layer, and the new tokens' q, k and v.
@@ -102,7 +102,7 @@ struct attention_case {
             .values = values_view(),
             .out = {out.data(), tokens, heads, Channels},
             .lse = lse.data(),
-            .for_few_lanes = shape.for_few_lanes};
+            .cut_for_lanes = shape.cut_for_lanes};
   }
 
   T const* key(index_t row, index_t head, index_t slot) const {
