@@ -52,7 +52,8 @@ inline constexpr shape attention_shapes[] = {{64, 32, 32, 193},
                                              {1, 32, 8, 1024},
                                              {1, 32, 8, 4096},
                                              {1, 32, 8, 32768},
-                                             {1, 64, 8, 32768}};
+                                             {1, 64, 8, 32768},
+                                             {1, 4, 1, 32768}};
 
 /// Those named behind the program's options, such as 64x128/8x1024, or all of the above. After
 /// `benchmark::Initialize`, which takes the options away.

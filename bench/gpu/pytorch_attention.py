@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 CHANNELS = 128
 SHAPES = ["64x32/32x193", "64x32/32x200", "64x32/8x200", "64x32/32x1024", "64x32/8x1024",
           "64x32/32x4096", "64x32/8x4096", "64x64/8x1024", "16x32/8x4096", "4x32/8x8192",
-          "1x32/8x200", "1x32/8x1024", "1x32/8x4096", "1x32/8x32768", "1x64/8x32768"]
+          "1x32/8x200", "1x32/8x1024", "1x32/8x4096", "1x32/8x32768", "1x64/8x32768",
+          "1x4/1x32768"]
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
             "efficient": SDPBackend.EFFICIENT_ATTENTION}
 
