@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a launch of decode attention cuts its work: lanes over blocks, slots over the blocks
-// that share a lane, query rows over passes, shared memory over what a block keeps there.
+// How a launch of decode attention cuts its work: lanes over blocks, slots over the blocks that
+// share a lane, query rows over passes, shared memory over what a block keeps there.
 #pragma once
 
 #include "adore/concepts.hpp"

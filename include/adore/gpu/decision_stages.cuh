@@ -33,9 +33,8 @@ void observe_async(cudaStream_t stream,
 ///
 /// @param args     `accepted`
 /// @param victims  to be written; lanes of rows without accepted tokens have none
-/// @throws std::logic_error if victims have no room for those of a full lane, or if there is no
-/// such
-///         layer; cuda_error
+/// @throws std::logic_error if there is no room for the victims of a full lane, or no such layer,
+///         cuda_error
 /// Stream: asynchronous, capturable. Memory: none.
 template <eviction_policy P>
 void select_async(cudaStream_t stream,

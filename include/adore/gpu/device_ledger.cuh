@@ -35,8 +35,8 @@ class device_ledger {
  public:
   /// @param shape    rows, layers, KV heads and slots per lane; channels of the keys to attend, or
   ///                 0: up to 64 lanes of over 1024 slots get memory in which the blocks that
-  ///                 share them meet, 10 KB per lane and 1 KB (from 8193 slots on 4 KB) per lane
-  ///                 and channel; without it they are slower
+  ///                 share them meet, 10 KB per lane and 1 to 4 KB per lane and channel, as slots
+  ///                 are many; without it they are slower
   /// @param max_new  new tokens that a step may bring per row
   /// @param ring     releases that are remembered for the host; 0: none
   /// @param guests   slots of a lane for released tokens that are back, see `device_rebuild`
