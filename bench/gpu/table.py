@@ -9,9 +9,10 @@ import re
 import sys
 
 PLOTTED = ["read", "sdpa-fastest", "flashinfer", "keep_all", "sliding_window", "h2o"]
-COLUMNS = PLOTTED + ["h2o, weights exported", "h2o, scope layer", "h2o, unobserved step", "pytorch-h2o",
-                     "flashinfer hnd", "flashinfer, tensor cores", "flashinfer, tensor cores hnd",
-                     "keep_all, pages", "keep_all, pages hnd", "h2o, pages", "h2o, pages hnd"]
+COLUMNS = PLOTTED + ["h2o, weights exported", "h2o, scope layer", "h2o, unobserved step",
+                     "pytorch-h2o", "flashinfer hnd", "flashinfer, tensor cores",
+                     "flashinfer, tensor cores hnd", "keep_all, pages", "keep_all, pages hnd",
+                     "h2o, pages", "h2o, pages hnd"]
 
 
 def medians(path):

@@ -125,7 +125,7 @@ void compact_async(cudaStream_t stream,
   index_t const row_chunks = chunks_of<element_of<Keys>>(keys.channels);
   index_t const slots = detail::slots_in_tiles(ledger.slots);
   detail::slice_plan const plan = detail::plan_slices(slots, row_chunks);
-  dim3 const grid(static_cast<unsigned>(ledger.row_count * ledger.kv_heads),
+  dim3 const grid(static_cast<unsigned>(ledger.attended_lanes()),
                   static_cast<unsigned>(plan.slices(row_chunks)),
                   2);
   int const shared = plan.in_shared ? slots * plan.chunks * chunk_bytes : 0;

@@ -94,7 +94,7 @@ class device_ledger {
     rows_ = device_buffer<row_books>(rows);
     without_room_ = device_buffer<unsigned>(1);
     ring_ = device_buffer<released_entry>(ring);
-    index_t const attended = shape.sequences * shape.kv_heads;
+    index_t const attended = view_.attended_lanes();
     view_.exchange_floats =
         detail::lane_exchange::useful_floats(attended, shape.slots, shape.channels);
     if (view_.exchange_floats > 0) {

@@ -31,17 +31,18 @@ inline lane_cut lane_cut_of(index_t slots, index_t query_rows, int most_warps, i
   int const warps = attend_warps_at_most;
   bool const many_rows = query_rows > tile_queries;  // their chunks are dearer to merge
   int const fewer = many_rows ? 4 : warps;
+  index_t const finest = lane_exchange::most_chunks_of(slots);
   auto const at_most = [&](index_t few) { return lanes > 0 && lanes <= few; };
   if (slots > 8192) {
-    if (at_most(4)) return {at_most(1) ? 64 : 32, warps};
+    if (at_most(4)) return {at_most(1) ? finest : finest / 2, warps};
     return {16, fewer};
   }
   if (slots > 4096) {
-    if (at_most(4) && !many_rows) return {at_most(2) ? 32 : 16, warps};
+    if (at_most(4) && !many_rows) return {at_most(2) ? finest : finest / 2, warps};
     return {8, warps};
   }
   if (slots > most_slots_of_chunk) {
-    if (at_most(4) && !many_rows) return {16, warps};
+    if (at_most(4) && !many_rows) return {finest, warps};
     return {at_most(8) ? 8 : 4, warps};
   }
   if (slots > most_double_slots) {

@@ -4,9 +4,11 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/gpu/lane_end.cuh"
 #include "adore/gpu/lane_marks.cuh"
 #include "adore/gpu/lane_release.cuh"
 #include "adore/gpu/lane_share.cuh"
+#include "adore/gpu/lane_victims.cuh"
 #include "adore/gpu/ledger_view.cuh"
 #include "adore/gpu/warp.cuh"
 
@@ -22,48 +24,7 @@ struct checked_device_policy {
   using type = P;
 };
 
-/// What the ledger says of a lane and its row.
-struct step_books {
-  row_books row;
-  lane_books lane;
-};
-template <eviction_policy P>
-__device__ __forceinline__ step_books books_at(ledger_view<P> const& ledger,
-                                               index_t row,
-                                               index_t lane) {
-  return {ledger.rows[row], ledger.lanes[lane]};
-}
-
 namespace detail {
-
-/// A lane at the end of its step, before the decision.
-template <eviction_policy P>
-__device__ __forceinline__ lane_end<P> lane_end_of(ledger_view<P> const& ledger,
-                                                   P const& policy,
-                                                   index_t row,
-                                                   index_t layer,
-                                                   index_t kv_head,
-                                                   step_books const& books,
-                                                   index_t accepted,
-                                                   lane_share const& share) {
-  lane_view const view{books.row.next + accepted - 1,
-                       books.lane.occupied + accepted,
-                       books.lane.budget,
-                       ledger.reach == scope::model ? 0 : layer,
-                       ledger.reach == scope::kv_head ? kv_head : 0,
-                       books.row.seed};
-  index_t const lane = ledger.lane(row, layer, kv_head);
-  return {.ledger = ledger,
-          .policy = policy,
-          .row = row,
-          .lane = lane,
-          .next = books.row.next,
-          .accepted = accepted,
-          .view = view,
-          .range = candidates_of(policy, view),
-          .lane_state = *ledger.lane_state(lane),
-          .share = share};
-}
 
 /// What a pass over the slots of a lane does: the policy learns of the step, which changes states;
 /// candidates are ranked.

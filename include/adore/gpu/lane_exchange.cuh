@@ -29,6 +29,10 @@ class lane_exchange {
   static constexpr std::size_t parts_at = peaks_at + most_chunks * most_rows * sizeof(float2);
 
  public:
+  /// Of a lane of so many slots, however few lanes there are.
+  static constexpr index_t most_chunks_of(index_t slots) {
+    return slots > 8192 ? most_chunks : slots > 4096 ? 32 : 16;
+  }
   /// The outputs of a lane of so many chunks.
   static constexpr index_t floats(index_t chunks, index_t channels) {
     return chunks * most_rows * channels;
@@ -38,7 +42,7 @@ class lane_exchange {
   /// @param lanes  of a layer
   static constexpr index_t useful_floats(index_t lanes, index_t slots, index_t channels) {
     if (lanes > most_lanes || slots < fewest_slots) return 0;
-    return floats(slots > 8192 ? most_chunks : slots > 4096 ? 32 : 16, channels);
+    return floats(most_chunks_of(slots), channels);
   }
   /// Of a group.
   ADORE_HOST_DEVICE static constexpr std::size_t bytes(index_t floats) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "adore/concepts.hpp"
-#include "adore/gpu/lane_release.cuh"
+#include "adore/gpu/lane_end.cuh"
 #include "adore/gpu/lane_share.cuh"
 #include "adore/gpu/lane_threshold.cuh"
 #include "adore/gpu/ledger_view.cuh"

@@ -89,7 +89,7 @@ class lane_softmax {
       merge_out_of_line(args_, plan_, dynamic_, shared_, of, pass);
       return;
     }
-    auto const warp = static_cast<index_t>(warp_in_block());
+    index_t const warp = warp_in_block();
     lane_share const& share = of.share;
     index_t const rows = rows_.rows(of, pass);
     bool const one_chunk = plan_.chunks == 1;
@@ -136,7 +136,7 @@ class lane_softmax {
   __device__ __forceinline__ void merge_many(lane_of_step const& of, index_t pass) {
     constexpr index_t together = 16;  // threads
     static_assert(pairs % (warp_threads / together) == 0);
-    auto const warp = static_cast<index_t>(warp_in_block());
+    index_t const warp = warp_in_block();
     lane_share const& share = of.share;
     index_t const rows = rows_.rows(of, pass);
     for_merged<warp_threads>(
