@@ -8,6 +8,7 @@
 #include "timing.cuh"
 #include <adore/gpu/decide.cuh>
 #include <adore/gpu/decode_attention.cuh>
+#include <adore/gpu/unobserved_step.cuh>
 #include <adore/policies/decayed_h2o.hpp>
 #include <adore/policies/h2o.hpp>
 #include <adore/policies/keep_all.hpp>
@@ -65,16 +66,20 @@ void attention(
           .weights =
               also == extra::weights || also == extra::layer_scope ? weights.data() : nullptr,
           .layer = layer,
-          .decides = also != extra::no_decision && also != extra::unobserved,
+          .decides = also != extra::no_decision,
           .overlaps = true,
           .cut_for_lanes = books.view().attended_lanes()};
+      if constexpr (observes_attention<P>) {
+        if (also == extra::unobserved) {
+          gpu::attend_async<channels>(
+              stream, args, gpu::unobserved_step(books.view()), gpu::unobserved{policy});
+          continue;
+        }
+      }
       gpu::attend_async<channels>(stream, args, books.view(), policy);
       if (also == extra::layer_scope) {
         gpu::decide_async(
             stream, books.view(), policy, layer, {.weights = weights.data(), .overlaps = true});
-      } else if (also == extra::unobserved) {
-        gpu::decide_async(
-            stream, books.view(), policy, layer, {.observes = false, .overlaps = true});
       }
     }
     if (also != extra::no_decision) gpu::advance_async(stream, books.view());

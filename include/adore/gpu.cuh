@@ -24,4 +24,5 @@
 #include "adore/gpu/token_ids.cuh"
 #include "adore/gpu/token_scores.cuh"
 #include "adore/gpu/top_k_attention.cuh"
+#include "adore/gpu/unobserved_step.cuh"
 #include "adore/gpu/weights.cuh"

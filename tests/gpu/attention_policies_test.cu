@@ -5,6 +5,7 @@
 #include "support/attention_step.cuh"
 #include <adore/gpu/decode_attention.cuh>
 #include <adore/gpu/device_ledger.cuh>
+#include <adore/gpu/unobserved_step.cuh>
 #include <adore/policies/adaptors/in_blocks.hpp>
 #include <adore/policies/dynamic_top_k.hpp>
 #include <adore/policies/h2o.hpp>
@@ -36,6 +37,10 @@ TEST_CASE("attention under masks by state: h2o_mask_simulation") {
 TEST_CASE("attention under masks by state: sentinel") {
   check_shapes<__nv_bfloat16>(sentinel{.open = 1, .close = 2, .tail = 7});
   check_shapes<__nv_bfloat16>(sentinel{.open = 1, .close = 2});
+}
+TEST_CASE("attention decides by scores that it does not change in a step that is not observed") {
+  check_shapes<__nv_bfloat16>(gpu::unobserved{h2o{.heavy = 10, .recent = 10}});
+  check_shapes<float>(gpu::unobserved{h2o_mask_simulation{.heavy = 10, .recent = 6}});
 }
 TEST_CASE("attention decides on whole blocks") {
   check_shapes<__nv_bfloat16>(in_blocks<h2o>{{}, {.heavy = 20, .recent = 8}, 4});

@@ -30,7 +30,7 @@ __global__ void advance_kernel(ledger_view<P> const ledger, index_t const* accep
 }
 
 /// @param blocks  that share a lane: a cluster
-template <decision_part Part, bool OneWarp, bool Observes, class P>
+template <decision_part Part, bool OneWarp, class P>
 void launch_decision(cudaStream_t stream,
                      ledger_view<P> const& ledger,
                      P const& policy,
@@ -51,18 +51,12 @@ void launch_decision(cudaStream_t stream,
   config.attrs = attributes;
   if (blocks > 1) attributes[config.numAttrs++] = clusters_of(static_cast<unsigned>(blocks));
   if (args.overlaps && learns<Part>) attributes[config.numAttrs++] = may_overlap();
-  check(cudaLaunchKernelEx(&config,
-                           decide_kernel<Part, OneWarp, Observes, P>,
-                           ledger,
-                           policy,
-                           layer,
-                           args,
-                           victims,
-                           blocks));
+  check(cudaLaunchKernelEx(
+      &config, decide_kernel<Part, OneWarp, P>, ledger, policy, layer, args, victims, blocks));
 }
 
 /// Launches a part of the decision of lanes, cut as their number and length suggest.
-template <decision_part Part, bool Observes, class P>
+template <decision_part Part, class P>
 void launch_part(cudaStream_t stream,
                  ledger_view<P> const& ledger,
                  P const& policy,
@@ -70,7 +64,7 @@ void launch_part(cudaStream_t stream,
                  decide_args const& args,
                  victims_view const& victims) {
   if (ledger.reach == scope::kv_head && ledger.slots <= most_slots_of_warp) {
-    launch_decision<Part, true, Observes>(
+    launch_decision<Part, true>(
         stream, ledger, policy, layer, args, victims, one_warp_threads, /*blocks=*/1);
     return;
   }
@@ -86,8 +80,7 @@ void launch_part(cudaStream_t stream,
   while (blocks < 8 && 2 * threads * blocks < ledger.slots && 2 * blocks * lanes <= processors) {
     blocks *= 2;
   }
-  launch_decision<Part, false, Observes>(
-      stream, ledger, policy, layer, args, victims, threads, blocks);
+  launch_decision<Part, false>(stream, ledger, policy, layer, args, victims, threads, blocks);
 }
 
 /// Checks and launches a part of the decision of one layer's lanes; scope model: of all lanes.
@@ -106,7 +99,7 @@ void decide_in_part(char const* name,
     throw std::logic_error("adore: " + std::string(name) + ": " + what);
   };
   if constexpr (learns<Part>) {
-    if (observes_attention<P> && args.observes) {
+    if (observes_attention<P>) {
       if (args.weights == nullptr) refuse("the policy observes attention, weights are needed");
       if (!is_aligned(args.weights, 16)) refuse("weights must lie at a multiple of 16 bytes");
     }
@@ -133,13 +126,7 @@ void decide_in_part(char const* name,
   bool const has_nothing_to_learn =
       Part == decision_part::observation && std::is_empty_v<slot_state_of<P>>;
   if (ledger.row_count == 0 || has_nothing_to_learn) return;
-  if constexpr (observes_attention<P> && learns<Part>) {
-    if (!args.observes) {
-      launch_part<Part, false>(stream, ledger, policy, layer, args, victims);
-      return;
-    }
-  }
-  launch_part<Part, true>(stream, ledger, policy, layer, args, victims);
+  launch_part<Part>(stream, ledger, policy, layer, args, victims);
 }
 
 }  // namespace detail

@@ -25,9 +25,6 @@ struct decide_args {
   float const* weights = nullptr;
   float const* key_norms = nullptr;   ///< [layer, row, kv_head, j], for policies that score keys
   index_t const* accepted = nullptr;  ///< [row] of the new tokens, how many stay; nullptr: all
-  /// false: the policy does not observe this step, `weights` are unused. Scores stay as they are,
-  /// those of new tokens begin empty.
-  bool observes = true;
   /// Scope model: the step is over with this decision, `advance_async` is not called.
   bool advances = false;
   /// Reads the ledger while the kernel before it in the stream still runs; that one must not write
@@ -111,7 +108,7 @@ inline constexpr bool releases = Part == decision_part::all || Part == decision_
 /// this order.
 ///
 /// @param victims  of all lanes, if selection and release are launches of their own
-template <decision_part Part, bool OneWarp, bool Observes, class P>
+template <decision_part Part, bool OneWarp, class P>
 __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threads,
                                   OneWarp ? one_warp_blocks : decide_blocks)
     decide_kernel(__grid_constant__ ledger_view<P> const ledger,
@@ -194,21 +191,21 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
     return lane_end_of(ledger, policy, row, layer, lane_head, books, accepted, share);
   };
   if constexpr (Part == decision_part::all) {
-    decide_lane<together, Observes>(ledger,
-                                    policy,
-                                    row,
-                                    layer,
-                                    lane_head,
-                                    books,
-                                    accepted,
-                                    share,
-                                    positions_of,
-                                    states_of,
-                                    weights_of,
-                                    squared_norm_of,
-                                    shared);
+    decide_lane<together>(ledger,
+                          policy,
+                          row,
+                          layer,
+                          lane_head,
+                          books,
+                          accepted,
+                          share,
+                          positions_of,
+                          states_of,
+                          weights_of,
+                          squared_norm_of,
+                          shared);
   } else if constexpr (Part == decision_part::observation) {
-    pass_over<together, pass_over_slots::learns, Observes>(
+    pass_over<together, pass_over_slots::learns>(
         end(), positions_of, states_of, weights_of, squared_norm_of);
   } else if constexpr (Part == decision_part::selection) {
     select_in_lane<together>(end(), positions_of, states_of, victims, shared);

@@ -12,8 +12,8 @@
 
 namespace adore::gpu {
 
-/// The policy learns of the step: new tokens get their first state, and it observes the weights,
-/// unless `args.observes` says that it does not. Once per step, also without weights.
+/// The policy learns of the step: new tokens get their first state, and it observes the weights.
+/// Once per step, also where it does not observe, see `unobserved_step`.
 ///
 /// @param layer  of the lanes; in scope model 0
 /// @throws std::logic_error as `decide_async`, cuda_error

@@ -35,7 +35,6 @@ enum class pass_over_slots { learns, ranks, learns_and_ranks };
 /// Result: the smallest key, if candidates are ranked.
 template <int Neighbours,
           pass_over_slots Does,
-          bool Observes,
           eviction_policy P,
           class PositionsOf,
           class StatesOf,
@@ -49,7 +48,6 @@ __device__ __forceinline__ keyed_slot pass_over(lane_end<P> const& end,
   using slot_state = slot_state_of<P>;
   constexpr bool has_state = !std::is_empty_v<slot_state>;
   constexpr bool learns = Does != pass_over_slots::ranks;
-  constexpr bool observes = Observes && observes_attention<P>;
   lane_share const& share = end.share;
   slot_state* const stored = end.ledger.states_of(end.lane);
   keyed_slot lowest{no_key, -1};
@@ -69,7 +67,7 @@ __device__ __forceinline__ keyed_slot pass_over(lane_end<P> const& end,
     neighbours<slot_state, Neighbours> states = coming_states;
     ask(first + step);  // while these are being worked on
     neighbours<float, Neighbours> weights{};
-    if constexpr (observes && learns) weights = weights_of(first);
+    if constexpr (observes_attention<P> && learns) weights = weights_of(first);
 #pragma unroll
     for (index_t i = 0; i < Neighbours; ++i) {
       index_t const s = first + i;
@@ -82,18 +80,18 @@ __device__ __forceinline__ keyed_slot pass_over(lane_end<P> const& end,
         if constexpr (scores_keys<P>) {
           if (fresh) end.policy.score_key(state, squared_norm_of(p - end.next));
         }
-        if constexpr (observes) {
+        if constexpr (observes_attention<P>) {
           end.policy.observe(
               state, shown_slot(end.policy, p, state), end.view, weights.of[i], end.accepted);
         }
-        if (!observes && fresh) stored[s] = state;
+        if (!observes_attention<P> && fresh) stored[s] = state;
       }
       if constexpr (Does != pass_over_slots::learns) {
         keyed_slot const candidate = end.key_of(s, p, state);
         if (candidate.key < lowest.key) lowest = candidate;
       }
     }
-    if constexpr (has_state && observes && learns) {
+    if constexpr (has_state && observes_attention<P> && learns) {
       put_passing_neighbours(stored + first, states);
     }
   }
@@ -119,7 +117,6 @@ __device__ __forceinline__ bool looks_at_slots(lane_view const& view) {
 /// @param books            the row's and the lane's, as they are before the decision
 /// @param accepted         of the row's new tokens, how many stay; 1..count
 /// @tparam Neighbours      slots that a thread looks at together, a power of two
-/// @tparam Observes        false: the policy does not observe this step
 /// @param positions_of     index_t slot -> `neighbours` from there on of `ledger.positions`, maybe
 ///                         from a faster place; slot is a multiple of `Neighbours`
 /// @param states_of        the same of `ledger.states_of`
@@ -129,7 +126,6 @@ __device__ __forceinline__ bool looks_at_slots(lane_view const& view) {
 /// Cost:   reads positions, reads and writes states of observing policies; nothing for policies
 ///         of one level below their budget.
 template <int Neighbours,
-          bool Observes = true,
           eviction_policy P,
           int Warps,
           class PositionsOf,
@@ -156,7 +152,7 @@ __device__ void decide_lane(ledger_view<P> const& ledger,
   keyed_slot lowest{no_key, -1};
   bool const looks = detail::looks_at_slots<P>(view);
   if (looks) {
-    lowest = detail::pass_over<Neighbours, detail::pass_over_slots::learns_and_ranks, Observes>(
+    lowest = detail::pass_over<Neighbours, detail::pass_over_slots::learns_and_ranks>(
         end, positions_of, states_of, weights_of, squared_norm_of);
     lowest = detail::smallest_in_lane(lowest, share, shared, turn);
     if (!relents<P> && !releases_blocks<P> && !marks_tokens<P> && ledger.max_new == 1 &&
@@ -193,7 +189,7 @@ __device__ void select_in_lane(lane_end<P> end,
   if (looks_at_slots<P>(end.view)) {
     auto const nothing = [](index_t) { return 0.0F; };
     unsigned turn = 0;
-    keyed_slot const lowest = pass_over<Neighbours, pass_over_slots::ranks, false>(
+    keyed_slot const lowest = pass_over<Neighbours, pass_over_slots::ranks>(
         end, positions_of, states_of, nothing, nothing);
     for_victims(end,
                 smallest_in_lane(lowest, end.share, shared, turn),

@@ -6,6 +6,7 @@
 #include <adore/gpu/decode_attention.cuh>
 #include <adore/gpu/device_buffer.cuh>
 #include <adore/gpu/device_ledger.cuh>
+#include <adore/gpu/unobserved_step.cuh>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -175,6 +176,16 @@ exact_attention attend_exactly(attention_case<T, Channels> const& c,
   return exact;
 }
 
+/// The policy that gave tokens their scores.
+template <class P>
+P const& observing(P const& policy) {
+  return policy;
+}
+template <class P>
+P const& observing(gpu::unobserved<P> const& policy) {
+  return policy;
+}
+
 /// A row's books with `tokens` kept tokens at random slots, so that there are holes. A policy that
 /// reads tokens has read random ids from 0 to 3.
 template <eviction_policy P>
@@ -200,9 +211,10 @@ row_snapshot random_books(gpu::ledger_view<P> const& view,
   using state = slot_state_of<P>;
   if constexpr (!std::is_empty_v<state>) {
     std::vector<state> states(static_cast<std::size_t>(view.lanes_per_row()) * slots);
-    if constexpr (observes_attention<P>) {
+    auto const& scored = observing(policy);
+    if constexpr (observes_attention<std::remove_cvref_t<decltype(scored)>>) {
       for (state& s : states) {
-        policy.observe(s, {0, 0}, {}, static_cast<float>(engine() % 1024) / 1024.0F, 1);
+        scored.observe(s, {0, 0}, {}, static_cast<float>(engine() % 1024) / 1024.0F, 1);
         if constexpr (marks_tokens<P>) policy.mark(s, engine() % 2 == 0);
       }
     }

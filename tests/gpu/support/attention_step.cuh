@@ -244,7 +244,11 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
     host.advance(row, count);
     auto device = on_host(books, stream, row);
     compare_kept(device, host, row, agrees);
-    if constexpr (masks_attention<P>) compare_states(device, host, row, agrees);
+    // sums of weights may differ in their last bits
+    bool const exact = masks_attention<P> || !observes_attention<P>;
+    if constexpr (exact && !std::is_empty_v<slot_state_of<P>>) {
+      compare_states(device, host, row, agrees);
+    }
   }
   CHECK(agrees.differences == 0);
   CHECK(agrees.other_states == 0);

@@ -11,6 +11,7 @@
 #include <adore/gpu/device_buffer.cuh>
 #include <adore/gpu/device_ledger.cuh>
 #include <adore/gpu/token_ids.cuh>
+#include <adore/gpu/unobserved_step.cuh>
 
 #include <doctest/doctest.h>
 
@@ -90,15 +91,15 @@ class decision_in_parts {
   void decide_async(cudaStream_t stream,
                     P const& policy,
                     index_t layer,
-                    gpu::decide_args const& args) {
-    if (!by_stages_) {
-      gpu::decide_async(stream, ledger_, policy, layer, args);
-      return;
+                    gpu::decide_args const& args,
+                    bool observed) {
+    if constexpr (observes_attention<P>) {
+      if (!observed) {
+        decide_on(stream, gpu::unobserved_step(ledger_), gpu::unobserved{policy}, layer, args);
+        return;
+      }
     }
-    gpu::victims_view const victims{tokens_.data(), counts_.data(), ledger_.slots};
-    gpu::observe_async(stream, ledger_, policy, layer, args);
-    gpu::select_async(stream, ledger_, policy, layer, args, victims);
-    gpu::release_async(stream, ledger_, policy, layer, args, victims);
+    decide_on(stream, ledger_, policy, layer, args);
   }
 
  private:
@@ -106,6 +107,22 @@ class decision_in_parts {
     return static_cast<std::size_t>(ledger_.row_count * ledger_.lanes_per_row());
   }
   std::size_t slots() const { return static_cast<std::size_t>(ledger_.slots); }
+
+  template <class Q>
+  void decide_on(cudaStream_t stream,
+                 gpu::ledger_view<Q> const& ledger,
+                 Q const& policy,
+                 index_t layer,
+                 gpu::decide_args const& args) {
+    if (!by_stages_) {
+      gpu::decide_async(stream, ledger, policy, layer, args);
+      return;
+    }
+    gpu::victims_view const victims{tokens_.data(), counts_.data(), ledger.slots};
+    gpu::observe_async(stream, ledger, policy, layer, args);
+    gpu::select_async(stream, ledger, policy, layer, args, victims);
+    gpu::release_async(stream, ledger, policy, layer, args, victims);
+  }
 
   gpu::ledger_view<P> ledger_;
   bool by_stages_;
@@ -190,8 +207,8 @@ agreement run_both(P const& policy, decide_case const& c) {
           {.weights = weights.data() + static_cast<std::size_t>(layer) * layer_weights,
            .key_norms = norms.data() + static_cast<std::size_t>(layer) * queries,
            .accepted = c.drafts ? accepted_on_device.data() : nullptr,
-           .observes = observed,
-           .advances = one_decision});
+           .advances = one_decision},
+          observed);
     }
     if (!one_decision) {
       gpu::advance_async(stream, view, c.drafts ? accepted_on_device.data() : nullptr);
