@@ -178,7 +178,7 @@ bool agree(cudaStream_t stream, P const& policy) {
       return step_tokens{all.data() + now * lanes * channels, rows, heads, channels};
     };
     adore::gpu::append_async(
-        stream, ledger.view(), policy, 0, store.keys(0), store.values(0), of_step(k), of_step(v));
+        stream, ledger.view(), 0, store.keys(0), store.values(0), of_step(k), of_step(v));
     attention<<<grid, threads, 0, stream>>>(
         ledger.view(), of_step(q), store.keys(0), store.values(0), weights.data(), out.data());
     adore::gpu::check(cudaGetLastError());

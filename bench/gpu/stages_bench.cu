@@ -88,7 +88,6 @@ void append(benchmark::State& state, P policy) {
       element const* const k = kv.data() + 2 * static_cast<std::size_t>(layer) * token_elements;
       gpu::append_async(stream,
                         books.view(),
-                        policy,
                         layer,
                         store.keys(layer),
                         store.values(layer),
@@ -342,7 +341,6 @@ void compact(benchmark::State& state, compaction kind, disorder how) {
           stream, kind, c.books.view(), c.order, layer, c.store.keys(layer), c.store.values(layer));
       gpu::append_async(stream,
                         c.books.view(),
-                        c.books.policy(),
                         layer,
                         c.store.keys(layer),
                         c.store.values(layer),
@@ -396,7 +394,6 @@ using benchmark::State;
 void add_append() {
   std::string const shape = "/64x32x128";
   add("append: sliding_window" + shape, [](State& s) { append(s, sliding_window{.size = 199}); });
-  add("append: key_norm" + shape, [](State& s) { append(s, key_norm{.size = 199}); });
   add("append: copy kernel" + shape,
       [](State& s) { copy(s, 2 * token_bytes, append_layers, true); });
   add("append: memcpy" + shape, [](State& s) { copy(s, 2 * token_bytes, append_layers, false); });

@@ -18,6 +18,7 @@
 #include "adore/gpu/device_store.cuh"
 #include "adore/gpu/device_tier.cuh"
 #include "adore/gpu/error.cuh"
+#include "adore/gpu/key_norms.cuh"
 #include "adore/gpu/paged_view.cuh"
 #include "adore/gpu/returning_rows.cuh"
 #include "adore/gpu/rope.cuh"

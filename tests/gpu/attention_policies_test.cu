@@ -10,6 +10,7 @@
 #include <adore/policies/dynamic_top_k.hpp>
 #include <adore/policies/h2o.hpp>
 #include <adore/policies/h2o_mask_simulation.hpp>
+#include <adore/policies/key_norm.hpp>
 #include <adore/policies/sentinel.hpp>
 
 #include <doctest/doctest.h>
@@ -41,6 +42,10 @@ TEST_CASE("attention under masks by state: sentinel") {
 TEST_CASE("attention decides by scores that it does not change in a step that is not observed") {
   check_shapes<__nv_bfloat16>(gpu::unobserved{h2o{.heavy = 10, .recent = 10}});
   check_shapes<float>(gpu::unobserved{h2o_mask_simulation{.heavy = 10, .recent = 6}});
+}
+TEST_CASE("attention measures the new keys for a policy that scores them") {
+  check_shapes<__nv_bfloat16>(key_norm{.size = 20, .recent = 3});
+  check_shapes<float>(key_norm{.size = 20, .recent = 3});
 }
 TEST_CASE("attention decides on whole blocks") {
   check_shapes<__nv_bfloat16>(in_blocks<h2o>{{}, {.heavy = 20, .recent = 8}, 4});

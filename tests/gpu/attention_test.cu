@@ -57,6 +57,23 @@ TEST_CASE("every group from 1 to 16 and every number of new tokens from 1 to 16 
   }
 }
 
+TEST_CASE("weights are reduced by mean and maximum, and scaled as one asks") {
+  for (gqa_reduction const reduction : {gqa_reduction::mean, gqa_reduction::max}) {
+    attention_shape shape{4, 2, 4, 40, 1};
+    shape.reduction = reduction;
+    shape.scale = 0.05F;
+    check_step<__nv_bfloat16, 64>(h2o{.heavy = 10, .recent = 10}, shape, 401);
+    shape.max_new = 5;  // several passes
+    shape.slots = 300;
+    check_step<__nv_bfloat16, 64>(h2o{.heavy = 10, .recent = 10}, shape, 402);
+  }
+}
+
+TEST_CASE("lanes of two slots are as good as others") {
+  check_step<__nv_bfloat16, 64>(h2o{.heavy = 1, .recent = 0}, {3, 2, 4, 2, 1}, 403);
+  check_step<__nv_bfloat16, 64>(sliding_window{.size = 1}, {3, 1, 1, 2, 1}, 404);
+}
+
 TEST_CASE("lanes of thousands of slots are shared by several blocks") {
   for (index_t const slots : {2048, 5000, 17000}) {
     check_step<__nv_bfloat16, 128>(

@@ -124,7 +124,7 @@ class paged_run {
     auto const keys = flashinfer_example::keys_of(kv, shape_.slots);
     auto const values = flashinfer_example::values_of(kv, shape_.slots);
     auto const& books = device_.view();
-    gpu::append_async(stream_, books, device_.policy(), layer, keys, values, k, v);
+    gpu::append_async(stream_, books, layer, keys, values, k, v);
     decode_.attend_async(stream_, kv, q, {out_.data(), case_.rows, heads_, channels}, lse_.data());
     gpu::weights_args<element> received;
     received.q = q;

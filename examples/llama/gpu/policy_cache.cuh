@@ -14,6 +14,7 @@
 #include <adore/gpu/device_rebuild.cuh>
 #include <adore/gpu/device_store.cuh>
 #include <adore/gpu/device_tier.cuh>
+#include <adore/gpu/key_norms.cuh>
 #include <adore/gpu/token_ids.cuh>
 #include <adore/gpu/token_scores.cuh>
 #include <adore/policies/adaptive_release.hpp>
@@ -81,7 +82,7 @@ class policy_cache final : public device_cache<T> {
       auto const stride = static_cast<std::size_t>(ledger_.view().stride);
       weights_ = adore::gpu::device_buffer<float>(copies * heads * stride);
     }
-    if (outlives_layer && adore::scores_keys<P>) {
+    if (adore::scores_keys<P>) {
       key_norms_ = adore::gpu::device_buffer<float>(copies * heads);
     }
   }
@@ -124,6 +125,9 @@ class policy_cache final : public device_cache<T> {
     auto const& books = ledger_.view();
     adore::index_t const rows = books.row_count;
     if (tier_) check(cudaStreamWaitEvent(stream, moved_[static_cast<std::size_t>(layer)].get()));
+    if constexpr (adore::scores_keys<P>) {  // before they are turned, as the host does
+      adore::gpu::measure_keys_async(stream, books, x.k, part_of(key_norms_, layer));
+    }
     adore::gpu::step_positions const of_new(books);
     if (rebuilt_rows() > 0) {
       auto const back = rebuild_->tokens();

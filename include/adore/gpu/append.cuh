@@ -24,36 +24,18 @@ namespace detail {
 // device, and a model of 8 KV heads leaves no warp idle.
 inline constexpr int append_warps = 8;
 
-/// Sum of squares of the elements in one chunk.
-template <class T>
-__device__ inline float squares_in(uint4 const& chunk) {
-  constexpr int count = chunk_bytes / static_cast<int>(sizeof(T));
-  T elements[count];
-  __builtin_memcpy(elements, &chunk, sizeof(chunk));
-  float sum = 0.0F;
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    auto const x = static_cast<float>(elements[i]);
-    sum += x * x;
-  }
-  return sum;
-}
-
 /// Grid: (token, group of KV heads).
-///
-/// @param block_heads  KV heads of a group; all of them if a lane spans them and scores keys
 template <eviction_policy P, kv_rows Keys, kv_rows Values, class T>
 __global__ void __launch_bounds__(append_warps* warp_threads)
     append_kernel(ledger_view<P> const ledger,
-                  P const policy,
                   index_t const layer,
                   Keys const keys,
                   Values const values,
                   token_view<T const> const k,
-                  token_view<T const> const v,
-                  index_t const block_heads) {
-  extern __shared__ float norms[];  // [block_heads], squared; if the policy scores keys
+                  token_view<T const> const v) {
   auto const token = static_cast<index_t>(blockIdx.x);
+  index_t const head = static_cast<index_t>(blockIdx.y) * append_warps + warp_in_block();
+  if (head >= k.heads) return;
   index_t const row = token / ledger.max_new;
   index_t const j = token - row * ledger.max_new;
   // Everything is asked for at once, also for a token that does not come: a round trip to memory
@@ -62,64 +44,28 @@ __global__ void __launch_bounds__(append_warps* warp_threads)
   row_books const* const books = ledger.rows + row;
   index_t const count = load_early_4(&books->count);
   index_t const place = ledger.max_new == 1 ? 0 : (load_early_4(&books->next) + j) % ledger.max_new;
-  auto const slot_in = [&](index_t lane) -> index_t {
-    return load_early_4(ledger.new_slots + static_cast<std::int64_t>(lane) * ledger.max_new +
-                        place);
-  };
+  index_t const lane = ledger.lane(row, layer, head);
+  // -1 where the lane had no room: the decision has counted that, and the token is lost
+  index_t const slot =
+      load_early_4(ledger.new_slots + static_cast<std::int64_t>(lane) * ledger.max_new + place);
   constexpr index_t per_chunk = chunk_bytes / static_cast<index_t>(sizeof(T));
   index_t const chunks = chunks_of<T>(k.channels);
-  index_t const first = static_cast<index_t>(blockIdx.y) * block_heads;
-  index_t const end = min(first + block_heads, k.heads);
-
-  for (index_t head = first + warp_in_block(); head < end; head += append_warps) {
-    // -1 where the lane had no room: the decision has counted that, and the token is lost
-    index_t const slot = slot_in(ledger.lane(row, layer, head));
-    float norm = 0.0F;
-    auto const channel_of = [&](index_t i) { return (i < chunks ? i : i - chunks) * per_chunk; };
-    auto const load = [&](index_t i) {
-      return load_early_16((i < chunks ? k(token, head) : v(token, head)) + channel_of(i));
-    };
-    index_t i = lane_in_warp();
-    if (i < 2 * chunks) {
-      uint4 chunk = load(i);
-      for (;;) {
-        if (j < count && slot >= 0) {
-          T* const to = i < chunks ? keys(row, head, slot) : values(row, head, slot);
-          *reinterpret_cast<uint4*>(to + channel_of(i)) = chunk;
-        }
-        if constexpr (scores_keys<P>) {
-          if (i < chunks) norm += squares_in<T>(chunk);
-        }
-        i += warp_threads;
-        if (i >= 2 * chunks) break;
-        chunk = load(i);
+  auto const channel_of = [&](index_t i) { return (i < chunks ? i : i - chunks) * per_chunk; };
+  auto const load = [&](index_t i) {
+    return load_early_16((i < chunks ? k(token, head) : v(token, head)) + channel_of(i));
+  };
+  index_t i = lane_in_warp();
+  if (i < 2 * chunks) {
+    uint4 chunk = load(i);
+    for (;;) {
+      if (j < count && slot >= 0) {
+        T* const to = i < chunks ? keys(row, head, slot) : values(row, head, slot);
+        *reinterpret_cast<uint4*>(to + channel_of(i)) = chunk;
       }
+      i += warp_threads;
+      if (i >= 2 * chunks) break;
+      chunk = load(i);
     }
-    if constexpr (scores_keys<P>) {
-#pragma unroll
-      for (int step = warp_threads / 2; step > 0; step /= 2) {
-        norm += __shfl_xor_sync(whole_warp, norm, step);
-      }
-      if (lane_in_warp() == 0) norms[head - first] = norm;
-    }
-  }
-
-  if constexpr (scores_keys<P>) {
-    if (j >= count) return;
-    __syncthreads();
-    auto const heads = end - first;
-    auto const number = static_cast<index_t>(threadIdx.x);
-    bool const own_lanes = ledger.reach == scope::kv_head;  // a thread each; otherwise one for all
-    if (number >= (own_lanes ? heads : 1)) return;
-    index_t const lane = ledger.lane(row, layer, first + number);
-    index_t const slot = slot_in(lane);
-    if (slot < 0) return;
-    slot_state_of<P> state{};
-    if (ledger.reach == scope::model && layer > 0) state = ledger.states_of(lane)[slot];
-    for (index_t h = number; h < (own_lanes ? number + 1 : heads); ++h) {
-      policy.score_key(state, norms[h]);
-    }
-    ledger.states_of(lane)[slot] = state;
   }
 }
 
@@ -127,20 +73,15 @@ __global__ void __launch_bounds__(append_warps* warp_threads)
 
 /// Puts the step's K and V of a layer into their slots, for engines that keep their own attention.
 ///
-/// A policy that scores keys gets its state for the new tokens: begun anew in the lane's first
-/// layer, continued in the others. Norms are summed as the heads are numbered.
-///
 /// @param keys, values  of the layer, [sequence, kv_head, slot, channel]
 /// @param k, v          [token, kv_head, channel], padded: token row * max_new + j is the j-th new
 ///                      one of a row, j < count; others are read, but not used
-/// @pre     in scope model, layers are appended in ascending order if the policy scores keys
 /// @throws  std::logic_error for shapes that do not fit together, std::invalid_argument for memory
 ///          that cannot be read in chunks of 16 bytes, cuda_error if the launch fails
 /// Stream:  enqueued on `stream`; returns before it is done.  Memory: no allocation.
 template <eviction_policy P, kv_rows Keys, kv_rows Values>
 void append_async(cudaStream_t stream,
                   ledger_view<P> const& ledger,
-                  P const& policy,
                   index_t layer,
                   Keys const& keys,
                   Values const& values,
@@ -154,27 +95,24 @@ void append_async(cudaStream_t stream,
   index_t const tokens = ledger.row_count * ledger.max_new;
   require_fits("append", "keys", keys, ledger.row_count, ledger.kv_heads, ledger.slots);
   require_fits("append", "values", values, ledger.row_count, ledger.kv_heads, ledger.slots);
-  auto const require_tokens = [&](char const* what, auto const& of_step) {
+  auto const require_tokens_of = [&](char const* what, auto const& of_step) {
     require_same("append", what, "heads", of_step.heads, "the ledger has", ledger.kv_heads);
-    require_same("append", what, "tokens", of_step.tokens, "the ledger has room for", tokens);
+    require_tokens("append", what, of_step.tokens, tokens);
     require_same("append", what, "channels", of_step.channels, "keys have", keys.channels);
     check_tokens(of_step, what);
   };
-  require_tokens("k", k);
-  require_tokens("v", v);
+  require_tokens_of("k", k);
+  require_tokens_of("v", v);
   require_same("append", "values", "channels", values.channels, "keys have", keys.channels);
   check_rows(keys, "keys");
   check_rows(values, "values");
   if (tokens == 0 || k.heads == 0) return;
 
-  bool const together = scores_keys<P> && ledger.reach != scope::kv_head;
-  index_t const block_heads = together ? k.heads : index_t{detail::append_warps};
-  dim3 const grid(static_cast<unsigned>(tokens),
-                  static_cast<unsigned>((k.heads + block_heads - 1) / block_heads));
-  std::size_t const shared =
-      scores_keys<P> ? static_cast<std::size_t>(block_heads) * sizeof(float) : 0;
-  detail::append_kernel<<<grid, detail::append_warps * warp_threads, shared, stream>>>(
-      ledger, policy, layer, keys, values, k, v, block_heads);
+  dim3 const grid(
+      static_cast<unsigned>(tokens),
+      static_cast<unsigned>((k.heads + detail::append_warps - 1) / detail::append_warps));
+  detail::append_kernel<<<grid, detail::append_warps * warp_threads, 0, stream>>>(
+      ledger, layer, keys, values, k, v);
   check(cudaGetLastError());
 }
 

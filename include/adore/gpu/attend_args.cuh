@@ -47,9 +47,12 @@ struct attend_args {
   float* lse = nullptr;      // [token, head] natural log of the sum of exponentials; or nullptr
   /// [row, kv_head, j, slot] probabilities of the j-th new token, reduced over the query heads of
   /// the KV head, `ledger.stride` floats per (row, kv_head, j); slots without a visible token get
-  /// 0. At a multiple of 16 bytes. nullptr: they do not leave the kernel.
+  /// 0. At a multiple of 16 bytes. nullptr: they do not leave the kernel. They take shared memory,
+  /// so that a lane may be cut otherwise where there is little, and last bits change.
   float* weights = nullptr;
-  float* key_norms = nullptr;  // [row, kv_head, j] squared norm of the new key; or nullptr
+  /// [row, kv_head, j] squared norms of the new keys, see `measure_keys_async`; nullptr: where the
+  /// policy scores keys, those of `k` as it is.
+  float const* key_norms = nullptr;
   index_t layer = 0;
   float scale = 0.0F;  ///< of q.k; 0: 1 / sqrt(channels)
   gqa_reduction reduction = gqa_reduction::sum;

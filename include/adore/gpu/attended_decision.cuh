@@ -7,6 +7,7 @@
 #include "adore/gpu/attend_args.cuh"
 #include "adore/gpu/attention_plan.cuh"
 #include "adore/gpu/chunk_positions.cuh"
+#include "adore/gpu/key_norms.cuh"
 #include "adore/gpu/lane_decision.cuh"
 #include "adore/gpu/lane_head.cuh"
 #include "adore/gpu/lane_rows.cuh"
@@ -31,20 +32,11 @@ class attended_decision {
   /// Squared norms of the new keys, for policies that score keys.
   __device__ __forceinline__ void measure_keys(lane_of_step const& of) {
     for (index_t j = warp_in_block(); j < of.count(); j += warps_in_block()) {
-      T const* const key = args_.k(of.token + j, of.head);
-      float squares = 0.0F;
-      for (index_t c = lane_in_warp(); c < Channels; c += warp_threads) {
-        auto const x = static_cast<float>(key[c]);
-        squares += x * x;
-      }
-      for (int width = 1; width < warp_threads; width *= 2) {
-        squares += __shfl_xor_sync(whole_warp, squares, width);
-      }
-      if (lane_in_warp() != 0) continue;
-      shared_.norms[j] = squares;
-      if (of.share.rank == 0 && args_.key_norms != nullptr) {
-        args_.key_norms[(of.row * ledger_.kv_heads + of.head) * ledger_.max_new + j] = squares;
-      }
+      float const squares =
+          args_.key_norms != nullptr
+              ? args_.key_norms[(of.row * ledger_.kv_heads + of.head) * ledger_.max_new + j]
+              : squared_norm_in_warp(args_.k(of.token + j, of.head), Channels);
+      if (lane_in_warp() == 0) shared_.norms[j] = squares;
     }
   }
 

@@ -118,7 +118,7 @@ void decide_in_part(char const* name,
   }
   if (layer < 0 || layer >= ledger.lane_layers()) {
     refuse("layer " + std::to_string(layer) + ": the ledger has lanes of " +
-           std::to_string(ledger.lane_layers()) + " (scope model: of one)");
+           std::to_string(ledger.lane_layers()) + " layers (scope model: of one for all)");
   }
   if (args.advances && ledger.reach != scope::model) {
     refuse("only in scope model one decision ends the step; call advance_async");
@@ -131,11 +131,12 @@ void decide_in_part(char const* name,
 
 }  // namespace detail
 
-/// Lets the policy observe and ends the step of the lanes of one layer; scope model: of all lanes.
+/// Lets the policy observe and decides on the lanes of one layer; scope model: on all lanes. After
+/// the last of them `advance_async` ends the step, or in scope model `decide_args::advances`.
 ///
 /// @param layer  of the lanes; in scope model 0
-/// @throws std::logic_error if the policy observes and there are no weights, or if weights or layer
-///         do not fit, cuda_error
+/// @throws std::logic_error if weights are missing that the policy observes, or norms of keys that
+///         it scores, or if `args` or layer do not fit, cuda_error
 /// Stream: asynchronous, capturable. Memory: none.
 template <eviction_policy P>
 void decide_async(cudaStream_t stream,

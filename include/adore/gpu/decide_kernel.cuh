@@ -23,9 +23,14 @@ struct decide_args {
   /// j), at a multiple of 16 bytes. Scope model: all layers; otherwise only the layer decided on.
   /// Unused by policies that do not observe.
   float const* weights = nullptr;
-  float const* key_norms = nullptr;   ///< [layer, row, kv_head, j], for policies that score keys
-  index_t const* accepted = nullptr;  ///< [row] of the new tokens, how many stay; nullptr: all
-  /// Scope model: the step is over with this decision, `advance_async` is not called.
+  /// [layer, row, kv_head, j] as `measure_keys_async` writes them for one layer, for policies that
+  /// score keys.
+  float const* key_norms = nullptr;
+  /// [row] of the new tokens, how many stay, 0..count; nullptr: all. Who knows it after the last
+  /// layer only keeps the weights of all layers until then, also in scopes layer and kv_head.
+  index_t const* accepted = nullptr;
+  /// Scope model: the step is over with this decision, `advance_async` is not called. Of stages one
+  /// by one `release_async` does it.
   bool advances = false;
   /// Reads the ledger while the kernel before it in the stream still runs; that one must not write
   /// to it, and lets others begin (`attend_async` of lanes that it does not decide on). Without

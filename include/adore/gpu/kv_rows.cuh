@@ -162,6 +162,17 @@ inline void require_same(char const* stage,
   }
 }
 
+/// Refuses tensors of a step that have not room for all of its tokens.
+///
+/// @throws std::logic_error
+inline void require_tokens(char const* stage, char const* what, index_t tokens, index_t wanted) {
+  if (tokens < wanted) {
+    throw std::logic_error(std::string("adore: ") + stage + ": " + what + " have room for " +
+                           std::to_string(tokens) + " tokens: must be " + std::to_string(wanted) +
+                           ", max_new for each row");
+  }
+}
+
 /// Refuses K or V that are not those of a cache of so many rows, KV heads and slots.
 ///
 /// @throws std::logic_error

@@ -74,8 +74,7 @@ void attend_async(cudaStream_t stream,
   // always the same, so that what a captured graph, or another thread, relies on stays true
   check(cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(of_block)));
-  args.k.tokens = args.v.tokens = ledger.row_count * ledger.max_new;
-  append_async(stream, ledger, policy, args.layer, args.keys, args.values, args.k, args.v);
+  append_async(stream, ledger, args.layer, args.keys, args.values, args.k, args.v);
   dim3 const grid(static_cast<unsigned>(agreed == top_k_scope::layer ? 1 : ledger.kv_heads),
                   static_cast<unsigned>(ledger.max_new),
                   static_cast<unsigned>(ledger.row_count));

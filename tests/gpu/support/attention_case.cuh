@@ -52,6 +52,8 @@ struct attention_shape {
   index_t rows = 3, kv_heads = 2, group = 1, slots = 40, max_new = 1;
   float apart = 0.0F;  ///< added to all elements of keys, taken from those of queries
   index_t cut_for_lanes = 0;
+  float scale = 0.0F;
+  gqa_reduction reduction = gqa_reduction::sum;
 };
 
 /// Positions, K and V of all rows of one layer, and the new tokens' q, k and v.
@@ -103,6 +105,8 @@ struct attention_case {
             .values = values_view(),
             .out = {out.data(), tokens, heads, Channels},
             .lse = lse.data(),
+            .scale = shape.scale,
+            .reduction = shape.reduction,
             .cut_for_lanes = shape.cut_for_lanes};
   }
 
@@ -158,7 +162,8 @@ exact_attention attend_exactly(attention_case<T, Channels> const& c,
     for (int i = 0; i < Channels; ++i) {
       dot += static_cast<double>(widened(q[i])) * widened(row_of(static_cast<index_t>(s), true)[i]);
     }
-    logits[s] = dot / std::sqrt(static_cast<double>(Channels));
+    logits[s] = c.shape.scale != 0.0F ? dot * c.shape.scale
+                                      : dot / std::sqrt(static_cast<double>(Channels));
     highest = std::max(highest, logits[s]);
   }
   double total = 0.0;
@@ -217,6 +222,9 @@ row_snapshot random_books(gpu::ledger_view<P> const& view,
         scored.observe(s, {0, 0}, {}, static_cast<float>(engine() % 1024) / 1024.0F, 1);
         if constexpr (marks_tokens<P>) policy.mark(s, engine() % 2 == 0);
       }
+    }
+    if constexpr (scores_keys<P>) {
+      for (state& s : states) policy.score_key(s, static_cast<float>(engine() % 1024) / 8.0F);
     }
     if constexpr (reads_tokens<P>) {
       std::vector<state> heard(static_cast<std::size_t>(next));

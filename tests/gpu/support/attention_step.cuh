@@ -8,6 +8,7 @@
 #include "attention_case.cuh"
 #include <adore/gpu/decide.cuh>
 #include <adore/gpu/decode_attention.cuh>
+#include <adore/gpu/key_norms.cuh>
 #include <adore/gpu/token_ids.cuh>
 
 #include <doctest/doctest.h>
@@ -127,6 +128,13 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
   same.lse.fill_async(0xFF, stream);
   auto without_weights = same.args();
   without_weights.overlaps = true;
+  gpu::device_buffer<float> norms_on_device(
+      static_cast<std::size_t>(shape.rows * shape.kv_heads * shape.max_new));
+  if constexpr (scores_keys<P>) {  // the same as attention measures itself
+    gpu::measure_keys_async(stream, same_books.view(), args.k, norms_on_device.data());
+    gpu::check(cudaStreamSynchronize(stream));
+    without_weights.key_norms = norms_on_device.data();
+  }
   gpu::attend_async<Channels>(stream, without_weights, same_books.view(), policy);
   auto const equal = [](auto const& one, auto const& other) {
     return one.size() == other.size() &&
@@ -155,6 +163,8 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
       for (index_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
         auto const& positions = lanes[static_cast<std::size_t>(row * shape.kv_heads + kv_head)];
         std::vector<double> reduced(positions.size(), 0.0);
+        bool const is_max = shape.reduction == gqa_reduction::max;
+        double const share = shape.reduction == gqa_reduction::mean ? 1.0 / shape.group : 1.0;
         auto const attended = attended_slots(
             policy,
             host.slots_of(row * shape.kv_heads + kv_head),
@@ -174,7 +184,10 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
             double const got = widened(out[at * Channels + static_cast<std::size_t>(i)]);
             worse(worst_out, std::abs(got - want) / (grain<T>() * std::abs(want) + 3e-5));
           }
-          for (std::size_t s = 0; s < positions.size(); ++s) reduced[s] += exact.weights[s];
+          for (std::size_t s = 0; s < positions.size(); ++s) {
+            double const weight = share * exact.weights[s];
+            reduced[s] = is_max ? std::max(reduced[s], weight) : reduced[s] + weight;
+          }
         }
         float const* const given =
             weights.data() +
@@ -185,7 +198,7 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
           worse(worst_weight, std::abs(given[s] - reduced[s]));
           sum += given[s];
         }
-        worse(worst_sum, std::abs(sum / shape.group - 1.0));
+        if (!is_max) worse(worst_sum, std::abs(sum / (share * shape.group) - 1.0));
       }
     }
   }
@@ -220,12 +233,20 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
   // the decision is the host's, given the same weights
   gpu::advance_async(stream, books.view());
   agreement agrees;
+  auto const norms = norms_on_device.to_host(stream);  // [row, kv_head, j]
   for (index_t row = 0; row < shape.rows; ++row) {
     index_t const count = counts[static_cast<std::size_t>(row)];
     if (count > 0) {
       for (index_t h = 0; h < shape.kv_heads; ++h) {
         index_t const lane = row * shape.kv_heads + h;
         auto const slots = host.slots_of(lane);
+        if constexpr (scores_keys<P>) {
+          for (index_t j = 0; j < count; ++j) {
+            index_t const slot = host.new_slots(lane)[static_cast<std::size_t>(j)];
+            policy.score_key(slots.state(slot),
+                             norms[static_cast<std::size_t>(lane * shape.max_new + j)]);
+          }
+        }
         std::vector<float> combined(static_cast<std::size_t>(shape.slots), 0.0F);
         for (index_t j = 0; j < count; ++j) {
           float const factor = query_weight_of(policy, count - 1 - j);
