@@ -95,25 +95,28 @@ struct weights_case {
       }
     }
   }
+  double expected_of_query(
+      gqa_reduction reduction, index_t row, index_t head, index_t j, index_t slot) const {
+    if (!sees(row, head, j, slot)) return 0.0;
+    double sum = 0.0, largest = 0.0;
+    for (index_t m = 0; m < shape.group; ++m) {
+      double const p =
+          std::exp(logit(row, head, m, j, slot) -
+                   lse[static_cast<std::size_t>(
+                       ((row * shape.max_new + j) * shape.kv_heads + head) * shape.group + m)]);
+      sum += p;
+      largest = std::max(largest, p);
+    }
+    return reduction == gqa_reduction::sum    ? sum
+           : reduction == gqa_reduction::mean ? sum / shape.group
+                                              : largest;
+  }
   double expected(gqa_reduction reduction, index_t row, index_t head, index_t slot) const {
     index_t const count = runs[static_cast<std::size_t>(row)].count;
     double total = 0.0;
     for (index_t j = 0; j < count; ++j) {
-      if (!sees(row, head, j, slot)) continue;
-      double sum = 0.0, largest = 0.0;
-      for (index_t m = 0; m < shape.group; ++m) {
-        double const p =
-            std::exp(logit(row, head, m, j, slot) -
-                     lse[static_cast<std::size_t>(
-                         ((row * shape.max_new + j) * shape.kv_heads + head) * shape.group + m)]);
-        sum += p;
-        largest = std::max(largest, p);
-      }
-      double const of_query = reduction == gqa_reduction::sum    ? sum
-                              : reduction == gqa_reduction::mean ? sum / shape.group
-                                                                 : largest;
-      total +=
-          of_query * (factors.empty() ? 1.0 : factors[static_cast<std::size_t>(count - 1 - j)]);
+      total += expected_of_query(reduction, row, head, j, slot) *
+               (factors.empty() ? 1.0 : factors[static_cast<std::size_t>(count - 1 - j)]);
     }
     return total;
   }
@@ -160,6 +163,25 @@ struct weights_case {
       }
     }
     CHECK(wrong == 0);
+
+    device_tensor<float> each(
+        std::vector<float>(outs * static_cast<std::size_t>(shape.max_new), -7.0F));
+    args.query_weights = nullptr;
+    args.each_query = true;
+    args.out = each.data();
+    gpu::weights_async(stream, args, slots, view_of(k.data()));
+    each.fetch(stream);
+    int wrong_of_query = 0;
+    for (std::size_t i = 0; i < each.host.size(); ++i) {
+      auto const at = static_cast<index_t>(i);
+      index_t const slot = at % stride, j = at / stride % shape.max_new;
+      index_t const head = at / stride / shape.max_new % shape.kv_heads;
+      index_t const row = at / stride / shape.max_new / shape.kv_heads;
+      bool const written = slot < shape.slots && j < runs[static_cast<std::size_t>(row)].count;
+      double const wanted = written ? expected_of_query(reduction, row, head, j, slot) : -7.0;
+      wrong_of_query += std::abs(each.host[i] - wanted) <= 1e-5 * std::abs(wanted) ? 0 : 1;
+    }
+    CHECK(wrong_of_query == 0);
   }
 };
 
@@ -308,8 +330,9 @@ TEST_CASE("without a ledger, slots are filled in order up to a length; in pages,
 
 TEST_CASE("weights are refused for shapes that the kernel has not got") {
   test_stream const stream;
-  gpu::device_buffer<float> memory(4096);
-  gpu::filled_slots const slots{nullptr, nullptr, 1, 1};
+  gpu::device_buffer<float> memory(8192);
+  gpu::device_buffer<index_t> const lengths(std::vector<index_t>{3});
+  gpu::filled_slots const slots{lengths.data(), nullptr, 1, 1};
   auto const form = [&](index_t heads, index_t channels, index_t tokens, std::int64_t stride) {
     gpu::weights_args<float> args;
     args.q = token_view<float const>(memory.data(), tokens, heads, channels);
@@ -320,8 +343,10 @@ TEST_CASE("weights are refused for shapes that the kernel has not got") {
   CHECK_THROWS_AS(form(2, 32, 1, 4), std::invalid_argument);
   CHECK_THROWS_AS(form(3, 64, 1, 4), std::invalid_argument);
   CHECK_THROWS_AS(form(34, 64, 1, 4), std::invalid_argument);
-  CHECK_THROWS_AS(form(2, 64, 1, 3), std::invalid_argument);
-  CHECK_THROWS_AS(form(2, 64, 2, 4), std::logic_error);
+  CHECK_THROWS_WITH_AS(form(2, 64, 1, 3),
+                       doctest::Contains("out_stride = 3: must be at least the 4 slots"),
+                       std::invalid_argument);
+  CHECK_THROWS_AS(form(2, 64, 0, 4), std::logic_error);
   gpu::weights_args<float> args;
   args.q = token_view<float const>(memory.data(), 1, 2, 64);
   kv_view<float> const keys(memory.data(), 1, 2, 4, 64);
@@ -329,6 +354,17 @@ TEST_CASE("weights are refused for shapes that the kernel has not got") {
                        "adore: weights.lse: is null",
                        std::invalid_argument);
   args.lse = args.out = memory.data();
+  gpu::filled_slots const endless{nullptr, nullptr, 1, 1};
+  CHECK_THROWS_WITH_AS(gpu::weights_async(stream, args, endless, keys),
+                       "adore: weights.slots.lengths: is null",
+                       std::invalid_argument);
+  args.query_weights = memory.data();
+  args.each_query = true;
+  CHECK_THROWS_WITH_AS(gpu::weights_async(stream, args, slots, keys),
+                       doctest::Contains("query_weights: must be null"),
+                       std::invalid_argument);
+  args.each_query = false;
+  args.query_weights = nullptr;
   gpu::device_ledger<h2o> const books({.heavy = 1, .recent = 1}, {1, 1, 2, 8, 64}, scope::kv_head);
   CHECK_THROWS_WITH_AS(
       gpu::weights_async(stream, args, gpu::ledger_slots<h2o>{books.view(), 0}, keys),
@@ -339,6 +375,8 @@ TEST_CASE("weights are refused for shapes that the kernel has not got") {
       gpu::weights_async(stream, args, gpu::ledger_slots<h2o>{books.view(), 1}, fitting),
       doctest::Contains("slots.layer = 1"),
       std::invalid_argument);
+  kv_view<float> const longer(memory.data(), 1, 2, 50, 64);  // than a row of the ledger's weights
+  CHECK_NOTHROW(gpu::weights_async(stream, args, gpu::ledger_slots<h2o>{books.view(), 0}, longer));
 }
 
 }  // namespace adore::testing

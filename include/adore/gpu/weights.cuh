@@ -16,6 +16,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -34,8 +35,11 @@ struct weights_args {
   float scale = 0.0F;          // of the logits; 0: 1 / sqrt(channels)
   float const* query_weights = nullptr;  // [max_new] factor by later queries of the row; nullptr: 1
   gqa_reduction reduction = gqa_reduction::sum;
-  float* out = nullptr;  // [row, kv_head, out_stride]
-  /// At least K's slots; 0: the ledger's stride, as `decide_async` takes them, or K's slots if
+  float* out = nullptr;  // [row, kv_head, out_stride], summed over the row's queries; or
+  /// ... [row, kv_head, j, out_stride], j < max_new: those of each query, as `decide_async` takes
+  /// them.
+  bool each_query = false;
+  /// At least the slots; 0: the ledger's stride, as `decide_async` takes them, or K's slots if
   /// there is no ledger.
   std::int64_t out_stride = 0;
 };
@@ -49,7 +53,7 @@ inline constexpr int weight_warps = 4;
 inline constexpr index_t block_slots = weight_warps * weight_tile_slots;
 
 /// Grid: (block of slots, KV head, row).
-template <class T, int Channels, live_slots Slots, kv_rows Keys>
+template <bool EachQuery, class T, int Channels, live_slots Slots, kv_rows Keys>
 __global__ void __launch_bounds__(weight_warps* warp_threads) weights_kernel(
     weights_args<T> const args, Slots const slots, Keys const keys, query_columns const columns) {
   using unit = matrix_unit<T>;
@@ -69,13 +73,13 @@ __global__ void __launch_bounds__(weight_warps* warp_threads) weights_kernel(
   index_t const token = row * slots.max_new();
   index_t const first =
       static_cast<index_t>(blockIdx.x) * block_slots + warp_in_block() * weight_tile_slots;
-  if (first >= keys.slots) return;
+  index_t const most = min(slots.capacity(), keys.slots);
+  if (first >= most) return;
 
   // All that says which slots are live is read at once, before anything is decided by it. Slots
   // without a token read a query instead of a key, whose product nobody looks at: a free slot's
   // bytes stay out, and loads need no condition.
   query_run const run = slots.queries(row);
-  index_t const most = min(slots.capacity(), keys.slots);
   position_t position[2];  // of the slots g and g + 8
   char const* from[2];     // their keys
 #pragma unroll
@@ -87,12 +91,19 @@ __global__ void __launch_bounds__(weight_warps* warp_threads) weights_kernel(
     from[r] = reinterpret_cast<char const*>(live ? keys(row, head, slot)
                                                  : args.q(token, head * columns.group));
   }
+  float* const out = args.out + (static_cast<std::int64_t>(row) * keys.kv_heads + head) *
+                                    args.out_stride * (EachQuery ? slots.max_new() : 1);
+  auto const put = [&](index_t j, int r, float weight) {
+    index_t const slot = first + g + 8 * r;
+    if (args.reduction == gqa_reduction::mean) weight /= static_cast<float>(columns.group);
+    if (slot < most) out[j * args.out_stride + slot] = weight;
+  };
   float weight[2] = {0.0F, 0.0F};  // of the slots g and g + 8, from this thread's columns
   if (__any_sync(whole_warp, position[0] >= 0 || position[1] >= 0) && run.count > 0) {
     keys_in_registers<part> own_keys;
     if (held) own_keys.load(from, 0, t);
 
-    float best[2] = {0.0F, 0.0F};  // largest probability of a query so far, reduction max
+    float begun[2] = {0.0F, 0.0F};  // of a query that goes on in the next tile
     index_t const tiles = columns.tiles(run.count);
     for (index_t tile = 0; tile < tiles; ++tile) {
       float factor[2], lse[2];
@@ -103,9 +114,10 @@ __global__ void __launch_bounds__(weight_warps* warp_threads) weights_kernel(
         index_t const j = columns.query(column);
         index_t const h = columns.head(column);
         bool const exists = j < run.count && h < columns.group;
-        factor[e] = !exists                         ? 0.0F
-                    : args.query_weights == nullptr ? 1.0F
-                                                    : args.query_weights[run.count - 1 - j];
+        factor[e] = !exists ? 0.0F
+                    : EachQuery || args.query_weights == nullptr
+                        ? 1.0F
+                        : args.query_weights[run.count - 1 - j];
         sees[e] = run.next + j;
         lse[e] = factor[e] == 0.0F ? 0.0F
                                    : args.lse[static_cast<std::int64_t>(token + j) * args.q.heads +
@@ -152,32 +164,50 @@ __global__ void __launch_bounds__(weight_warps* warp_threads) weights_kernel(
           float const logit = scores[2 * r + e] * args.scale - lse[e];
           p[e] = counts ? exp2_fast(logit * log2_e) : 0.0F;
         }
-        if (args.reduction != gqa_reduction::max || columns.bits == 0) {
+        bool const is_max = args.reduction == gqa_reduction::max;
+        if (columns.bits == 0 && EachQuery) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            index_t const j = tile * weight_tile_queries + 2 * t + e;
+            if (j < run.count) put(j, r, p[e]);
+          }
+          continue;
+        }
+        if (!EachQuery && (!is_max || columns.bits == 0)) {
           weight[r] += factor[0] * p[0] + factor[1] * p[1];
           continue;
         }
         // neighbours in a column pair, then threads, then tiles belong to the same query
-        float largest = fmaxf(p[0], p[1]);
+        auto const both = [is_max](float a, float b) { return is_max ? fmaxf(a, b) : a + b; };
+        float joined = both(p[0], p[1]);
         for (int step = 1; step < (1 << columns.bits) / 2 && step < 4; step *= 2) {
-          largest = fmaxf(largest, __shfl_xor_sync(whole_warp, largest, step));
+          joined = both(joined, __shfl_xor_sync(whole_warp, joined, step));
         }
         bool const whole = columns.bits < 4 || tile % 2 == 1;  // the query ends in this tile
-        largest = fmaxf(largest, best[r]);
-        best[r] = whole ? 0.0F : largest;
+        joined = both(joined, begun[r]);
+        begun[r] = whole ? 0.0F : joined;
         bool const leads = t % (columns.bits < 3 ? (1 << columns.bits) / 2 : 4) == 0;
-        if (whole && leads) weight[r] += factor[0] * largest;
+        if (!whole || !leads) continue;
+        if constexpr (EachQuery) {
+          index_t const j = columns.query(tile * weight_tile_queries + 2 * t);
+          if (j < run.count) put(j, r, joined);
+        } else {
+          weight[r] += factor[0] * joined;
+        }
       }
     }
+  } else if (EachQuery && t == 0) {
+    for (index_t j = 0; j < run.count; ++j) {
+      put(j, 0, 0.0F);
+      put(j, 1, 0.0F);
+    }
   }
+  if constexpr (!EachQuery) {
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    weight[r] += __shfl_xor_sync(whole_warp, weight[r], 1);
-    weight[r] += __shfl_xor_sync(whole_warp, weight[r], 2);
-    if (args.reduction == gqa_reduction::mean) weight[r] /= static_cast<float>(columns.group);
-    index_t const slot = first + g + 8 * r;
-    if (t == 0 && slot < keys.slots && run.count > 0) {
-      args.out[(static_cast<std::int64_t>(row) * keys.kv_heads + head) * args.out_stride + slot] =
-          weight[r];
+    for (int r = 0; r < 2; ++r) {
+      weight[r] += __shfl_xor_sync(whole_warp, weight[r], 1);
+      weight[r] += __shfl_xor_sync(whole_warp, weight[r], 2);
+      if (t == 0 && run.count > 0) put(0, r, weight[r]);
     }
   }
 }
@@ -188,9 +218,11 @@ __global__ void __launch_bounds__(weight_warps* warp_threads) weights_kernel(
 /// probability, reduced over the query heads of each KV head. 0 for slots that hold no token. Rows
 /// without queries are left alone.
 ///
-/// out[row, kv_head, slot] is what a policy's `observe` takes; `decide_async` takes it where
-/// `max_new` is 1, since of several queries it wants the weights of each. Query j sees the
-/// positions up to next + j. Sums are formed in a fixed order that depends on shapes only.
+/// out[row, kv_head, slot] is what a policy's `observe` takes. `decide_async` takes it where
+/// `max_new` is 1; of several queries it wants the weights of each, see `each_query`, since it may
+/// accept a part of them. Query j sees the positions up to next + j. Sums are formed in a fixed
+/// order that depends on shapes only. Logits must be scale x q.k of what the query sees by its
+/// position, nothing added and nothing else hidden.
 ///
 /// @param slots  `ledger_slots` or `filled_slots`
 /// @param keys   K of the layer with the step's new tokens in it; 64, 96, 128 or 256 channels
@@ -205,9 +237,13 @@ void weights_async(cudaStream_t stream,
                    Slots const& slots,
                    Keys const& keys) {
   static_assert(std::is_same_v<element_of<Keys>, T>, "adore: q and K must have the same elements");
+  auto const require_pointer = [](void const* pointer, char const* what) {
+    if (pointer == nullptr) {
+      throw std::invalid_argument(std::string("adore: weights.") + what + ": is null");
+    }
+  };
   require_same("weights", "q", "channels", args.q.channels, "the keys have", keys.channels);
-  require_same(
-      "weights", "q", "tokens", args.q.tokens, "the rows have", slots.rows() * slots.max_new());
+  require_tokens("weights", "q", args.q.tokens, slots.rows() * slots.max_new());
   constexpr bool has_ledger = requires {
     slots.ledger;
   };
@@ -218,7 +254,13 @@ void weights_async(cudaStream_t stream,
                   slots.layer,
                   "the ledger has no such layer");
   } else {
-    require_fits("weights", "keys", keys, slots.rows(), keys.kv_heads, 0);
+    require_field(keys.sequences >= slots.rows(),
+                  "keys.sequences",
+                  keys.sequences,
+                  "must be at least the rows of slots");
+    if constexpr (std::is_same_v<Slots, filled_slots>) {
+      require_pointer(slots.lengths, "slots.lengths");
+    }
   }
   check_rows(keys, "keys");
   check_tokens(args.q, "q");
@@ -234,33 +276,42 @@ void weights_async(cudaStream_t stream,
     with_defaults.out_stride = keys.slots;
     if constexpr (has_ledger) with_defaults.out_stride = slots.ledger.stride;
   }
-  if (with_defaults.out_stride < keys.slots) {
+  index_t const most = std::min(slots.capacity(), keys.slots);
+  if (with_defaults.out_stride < most) {
     throw std::invalid_argument(
-        "adore: weights.out_stride = " + std::to_string(with_defaults.out_stride) + ": K has " +
-        std::to_string(keys.slots) + " slots");
+        "adore: weights.out_stride = " + std::to_string(with_defaults.out_stride) +
+        ": must be at least the " + std::to_string(most) + " slots");
   }
-  if (args.lse == nullptr || args.out == nullptr) {
-    throw std::invalid_argument(std::string("adore: weights.") +
-                                (args.lse == nullptr ? "lse" : "out") + ": is null");
+  require_pointer(args.lse, "lse");
+  require_pointer(args.out, "out");
+  if (args.each_query && args.query_weights != nullptr) {
+    throw std::invalid_argument(
+        "adore: weights.query_weights: must be null where each query's weights are asked for");
   }
-  dim3 const grid(
-      static_cast<unsigned>((keys.slots + detail::block_slots - 1) / detail::block_slots),
-      static_cast<unsigned>(keys.kv_heads),
-      static_cast<unsigned>(slots.rows()));
-  auto const launch = [&](auto* kernel) {
-    kernel<<<grid, detail::weight_warps * warp_threads, 0, stream>>>(
-        with_defaults, slots, keys, detail::query_columns(group));
-    check(cudaGetLastError());
+  dim3 const grid(static_cast<unsigned>((most + detail::block_slots - 1) / detail::block_slots),
+                  static_cast<unsigned>(keys.kv_heads),
+                  static_cast<unsigned>(slots.rows()));
+  auto const launch = [&]<int Channels>() {
+    auto const with = [&](auto* kernel) {
+      kernel<<<grid, detail::weight_warps * warp_threads, 0, stream>>>(
+          with_defaults, slots, keys, detail::query_columns(group));
+      check(cudaGetLastError());
+    };
+    if (args.each_query) {
+      with(detail::weights_kernel<true, T, Channels, Slots, Keys>);
+    } else {
+      with(detail::weights_kernel<false, T, Channels, Slots, Keys>);
+    }
   };
   switch (keys.channels) {
     case 64:
-      return launch(detail::weights_kernel<T, 64, Slots, Keys>);
+      return launch.template operator()<64>();
     case 96:
-      return launch(detail::weights_kernel<T, 96, Slots, Keys>);
+      return launch.template operator()<96>();
     case 128:
-      return launch(detail::weights_kernel<T, 128, Slots, Keys>);
+      return launch.template operator()<128>();
     case 256:
-      return launch(detail::weights_kernel<T, 256, Slots, Keys>);
+      return launch.template operator()<256>();
     default:
       require_field(
           false, "keys.channels", keys.channels, "weights are formed for 64, 96, 128 or 256");
