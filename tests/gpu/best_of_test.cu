@@ -272,6 +272,29 @@ TEST_CASE("best_of refuses impossible numbers") {
   args.most = 10;
   args.first = -1;
   CHECK_THROWS_AS(gpu::best_of_async(stream, args), std::invalid_argument);
+  args.first = 0;
+  args.lanes = 2;
+  args.tokens.all = 10;
+  args.keep.all = 4;
+  args.kept_stride = 4;
+  CHECK_THROWS_WITH_AS(gpu::best_of_async(stream, args),
+                       "adore: best_of.priorities: is null",
+                       std::invalid_argument);
+  gpu::device_buffer<float> const priorities(20);
+  gpu::device_buffer<position_t> kept(8);
+  gpu::device_buffer<index_t> counts(2);
+  args.priorities = priorities.data();
+  args.kept = kept.data();
+  args.counts = counts.data();
+  args.kept_stride = 3;
+  CHECK_THROWS_WITH_AS(gpu::best_of_async(stream, args),
+                       doctest::Contains("kept_stride = 3: must be at least what a lane keeps"),
+                       std::invalid_argument);
+  args.kept_stride = 4;
+  args.tokens.all = 11;
+  CHECK_THROWS_WITH_AS(gpu::best_of_async(stream, args),
+                       doctest::Contains("tokens.all = 11"),
+                       std::invalid_argument);
 }
 
 }  // namespace adore::testing

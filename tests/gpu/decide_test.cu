@@ -6,6 +6,8 @@
 #include <adore/gpu/decision_stages.cuh>
 #include <adore/gpu/device_buffer.cuh>
 #include <adore/gpu/device_ledger.cuh>
+#include <adore/policies/adaptors/decayed.hpp>
+#include <adore/policies/adaptors/delayed.hpp>
 #include <adore/policies/adaptors/in_blocks.hpp>
 #include <adore/policies/adaptors/newest_of_equals_first.hpp>
 #include <adore/policies/adaptors/with_protection.hpp>
@@ -62,6 +64,18 @@ TEST_CASE("the device keeps what the host keeps: random_reservoir") {
 }
 TEST_CASE("the device keeps what the host keeps: random_victim") {
   check_everywhere(random_victim{.size = 20});
+}
+
+TEST_CASE("the device keeps what the host keeps: adaptive_release") {
+  check_everywhere(adaptive_release{.keep = 20, .recent = 5, .sinks = 2});
+}
+TEST_CASE("the device keeps what the host keeps: attentive_release") {
+  check_everywhere(attentive_release{.keep = 20, .recent = 5, .sinks = 2, .factor = 0.5F}, false);
+}
+TEST_CASE("the device keeps what the host keeps: a delay, fading scores, protected tokens") {
+  check_everywhere(delayed<h2o>{{}, {.heavy = 15, .recent = 5}, 8, false});
+  check_everywhere(decayed<h2o>{{}, {.heavy = 15, .recent = 5}, 0.5F});
+  check_everywhere(with_protection<tova>{{}, {.size = 20}, 2, 6});
 }
 
 TEST_CASE("the device keeps what the host keeps: sparse_transformer, dynamic_top_k") {
@@ -281,6 +295,83 @@ TEST_CASE("a smaller budget is reached by the next decision, protected tokens la
   gpu::advance_async(nullptr, books.view());
   // of 4..20 the seven that are not recent go, and then the five oldest of the recent ones
   CHECK(books.kept(nullptr, 0) == std::vector<position_t>{16, 17, 18, 19, 20});
+}
+
+TEST_CASE("rows without a sequence have no new tokens, whatever is asked for") {
+  sliding_window const policy{.size = 4};
+  gpu::device_ledger<sliding_window> books(policy, {3, 2, 2, 8, 64}, scope::kv_head, 2);
+  auto const counts = [&] {
+    std::vector<gpu::row_books> rows(3);
+    gpu::check(cudaMemcpy(rows.data(),
+                          books.view().rows,
+                          rows.size() * sizeof(gpu::row_books),
+                          cudaMemcpyDeviceToHost));
+    return std::vector<index_t>{rows[0].count, rows[1].count, rows[2].count};
+  };
+  books.open_async(nullptr, 0);
+  books.open_async(nullptr, 1);
+  books.close_async(nullptr, 1);
+  books.set_counts(nullptr, std::vector<index_t>{2, 2, 2});
+  CHECK(counts() == std::vector<index_t>{2, 0, 0});
+  books.open_async(nullptr, 2);
+  gpu::device_buffer<index_t> const asked(std::vector<index_t>{-3, 1, 9});
+  books.set_counts_async(nullptr, asked.data());
+  CHECK(counts() == std::vector<index_t>{0, 0, 2});
+  CHECK_THROWS_WITH_AS(books.set_counts(nullptr, std::vector<index_t>{1, 1}),
+                       doctest::Contains("2 counts, the ledger has 3 rows"),
+                       std::invalid_argument);
+  CHECK_THROWS_AS(books.set_counts(nullptr, std::vector<index_t>{1, 3, 1}), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      books.kept(nullptr, 12), doctest::Contains("no such lane"), std::invalid_argument);
+  CHECK_THROWS_AS(books.released_since(nullptr, 0), std::logic_error);  // there is no ring
+}
+
+TEST_CASE("a lane of the device's books spans what the host's spans") {
+  kv_shape const shape{3, 4, 2, 8, 64};
+  for (scope const reach : {scope::kv_head, scope::layer, scope::model}) {
+    gpu::device_ledger<sliding_window> const device({.size = 4}, shape, reach);
+    ledger<sliding_window> const host({.size = 4}, shape, reach, 1);
+    for (index_t lane = 0; lane < 3 * host.lanes_per_row(); ++lane) {
+      lane_extent const here = device.view().extent_of(lane), there = host.extent_of(lane);
+      CHECK(here.first_layer == there.first_layer);
+      CHECK(here.end_layer == there.end_layer);
+      CHECK(here.first_head == there.first_head);
+      CHECK(here.end_head == there.end_head);
+    }
+  }
+}
+
+TEST_CASE("the ring is read on another stream while steps run") {
+  sliding_window const policy{.size = 1};
+  gpu::device_ledger<sliding_window> books(policy, {1, 1, 64, 4, 64}, scope::kv_head, 1, 1 << 16);
+  cudaStream_t steps = nullptr, reader = nullptr;
+  gpu::check(cudaStreamCreateWithFlags(&steps, cudaStreamNonBlocking));
+  gpu::check(cudaStreamCreateWithFlags(&reader, cudaStreamNonBlocking));
+  books.open_async(steps, 0);
+  constexpr int count = 500;
+  for (int i = 0; i < count; ++i) {
+    gpu::decide_async(steps, books.view(), policy, 0, {});
+    gpu::advance_async(steps, books.view());
+  }
+  std::vector<gpu::released_entry> all;
+  constexpr std::size_t total = std::size_t{count - 1} * 64;
+  for (int looks = 0; all.size() < total && looks < 100'000; ++looks) {
+    for (auto const& entry : books.released_since(reader, all.size())) all.push_back(entry);
+  }
+  std::vector<index_t> of_lane(64, 0);
+  int wrong = 0;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    wrong += all[i].number == i + 1 ? 0 : 1;
+    // a lane's tokens leave in their order, each in the step of the next
+    wrong += all[i].position == of_lane[static_cast<std::size_t>(all[i].lane)]++ ? 0 : 1;
+    wrong += all[i].newest == all[i].position + 1 ? 0 : 1;
+  }
+  CHECK(wrong == 0);
+  CHECK(all.size() == total);
+  CHECK_THROWS_AS(books.released_since(reader, all.size() + 1), std::invalid_argument);
+  gpu::check(cudaStreamSynchronize(steps));
+  gpu::check(cudaStreamDestroy(steps));
+  gpu::check(cudaStreamDestroy(reader));
 }
 
 TEST_CASE("a ring that was overrun says so") {

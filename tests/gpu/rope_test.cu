@@ -278,6 +278,18 @@ TEST_CASE("a rotation that does not fit is refused") {
                                     gpu::given_positions{nullptr},
                                     token_view<float>(q.data(), 1, 2, 32)),
                   std::invalid_argument);
+  gpu::device_buffer<float> keys(64 * 8);
+  gpu::device_buffer<position_t> const delta(std::vector<position_t>{1});
+  auto const turn = [&](stride_t slot_stride, stride_t channel_stride, position_t const* by) {
+    kv_view<float> view(keys.data(), 1, 1, 8, 64);
+    view.slot_stride = slot_stride;
+    view.channel_stride = channel_stride;
+    gpu::rotate_by_async(stream, rotation.view(), {.count = 1, .delta = by}, view, view);
+  };
+  CHECK_NOTHROW(turn(64, 1, delta.data()));
+  CHECK_THROWS_WITH_AS(
+      turn(1, 8, delta.data()), doctest::Contains("channel_stride = 8"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(turn(64, 1, nullptr), "adore: rotate_by: delta is null", std::logic_error);
 }
 
 }  // namespace adore::testing

@@ -127,9 +127,13 @@ concept has_pages = requires(View view) {
 /// Whether the slots of every tile lie one behind the other.
 template <class View>
 constexpr bool has_whole_tiles(View const& view) {
-  if (view.slot_stride != view.channels) return false;
-  if constexpr (has_pages<View>) return view.page_size % tile_slots == 0;
-  return true;
+  if constexpr (requires { view.slot_stride; }) {
+    if (view.slot_stride != view.channels) return false;
+    if constexpr (has_pages<View>) return view.page_size % tile_slots == 0;
+    return true;
+  } else {
+    return false;  // a view of one's own that says nothing of it
+  }
 }
 
 /// What a block keeps in static shared memory. A query row's softmax so far is its (maximum, sum),
@@ -194,8 +198,6 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   plan.exports = args.weights != nullptr;
   plan.keeps_logits = learns || plan.exports;
   plan.whole_tiles = has_whole_tiles(args.keys) && has_whole_tiles(args.values);
-  static_assert(std::is_empty_v<state> || sizeof(state) % 4 == 0,
-                "adore::gpu: a slot's state must have a multiple of 4 bytes");
   bool const has_use_of_states =
       decides && !std::is_empty_v<state> && plan.block_slots <= most_fetched_slots;
   // the buffers of positions hold a chunk each

@@ -12,8 +12,11 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 namespace adore::gpu {
 
@@ -202,6 +205,27 @@ inline void best_of_async(cudaStream_t stream, best_of_args const& args) {
                 "must lie in [0, stride]");
   require_field(args.first >= 0, "best_of.first", args.first, "must not be negative");
   require_field(args.newest >= 0, "best_of.newest", args.newest, "must not be negative");
+  auto const require_pointer = [&](void const* pointer, char const* what) {
+    if (pointer == nullptr && args.lanes > 0) {
+      throw std::invalid_argument(std::string("adore: best_of.") + what + ": is null");
+    }
+  };
+  require_pointer(args.priorities, "priorities");
+  require_pointer(args.kept, "kept");
+  require_pointer(args.counts, "counts");
+  if (args.tokens.each == nullptr) {
+    require_field(args.tokens.all >= 0 && args.tokens.all <= args.most,
+                  "best_of.tokens.all",
+                  args.tokens.all,
+                  "must lie in [0, most]");
+  }
+  if (args.keep.each == nullptr && args.lanes > 1) {  // else the device alone knows
+    index_t const longest = std::min(args.keep.all, args.most);
+    require_field(args.kept_stride >= longest,
+                  "best_of.kept_stride",
+                  args.kept_stride,
+                  "must be at least what a lane keeps");
+  }
   if (args.lanes == 0) return;
   index_t const rounded =
       (args.most + detail::best_of_tile - 1) / detail::best_of_tile * detail::best_of_tile;

@@ -158,30 +158,39 @@ class device_ledger {
     check_row(to);
     detail::fork_row_async(stream, view_, from, to);
   }
-  /// New tokens of each row in the steps to come, 0 for a row that waits.
+  /// New tokens of each row in the steps to come, 0 for a row that waits. Rows without a sequence
+  /// have none, whatever is asked for.
   ///
   /// @param counts  [row], each 0..max_new
   /// Stream: synchronises.
   void set_counts(cudaStream_t stream, std::span<index_t const> counts) {
-    auto rows = rows_.to_host(stream);
-    if (counts.size() != rows.size()) {
-      throw std::invalid_argument("adore: set_counts: one number per row is needed");
+    if (counts.size() != static_cast<std::size_t>(view_.row_count)) {
+      throw std::invalid_argument("adore: set_counts: " + std::to_string(counts.size()) +
+                                  " counts, the ledger has " + std::to_string(view_.row_count) +
+                                  " rows");
     }
-    for (std::size_t row = 0; row < rows.size(); ++row) {
-      require(counts[row] >= 0 && counts[row] <= view_.max_new,
-              "count",
-              counts[row],
-              "must lie in [0, max_new]");
-      rows[row].count = counts[row];
+    for (index_t const count : counts) {
+      require(count >= 0 && count <= view_.max_new, "count", count, "must lie in [0, max_new]");
     }
-    rows_.copy_from_async(rows, stream);
+    device_buffer<index_t> const here(counts);
+    set_counts_async(stream, here.data());
     check(cudaStreamSynchronize(stream));
+  }
+  /// ... from device memory. A number that is not 0..max_new becomes the nearest that is.
+  ///
+  /// Stream: asynchronous, capturable.
+  void set_counts_async(cudaStream_t stream, index_t const* counts) {
+    detail::set_counts_async(stream, view_, counts);
   }
 
   // ------------------------------------------------------------------ what the host may ask
 
   /// Positions of the tokens in a lane, ascending. Synchronises.
   std::vector<position_t> kept(cudaStream_t stream, index_t lane) const {
+    require(lane >= 0 && lane < view_.row_count * view_.lanes_per_row(),
+            "lane",
+            lane,
+            "there is no such lane");
     position_t const next =
         detail::read_one<row_books>(stream, rows_.data() + lane / view_.lanes_per_row()).next;
     std::vector<position_t> tokens = detail::read_some<position_t>(
@@ -195,21 +204,40 @@ class device_ledger {
   unsigned tokens_without_room(cudaStream_t stream) const {
     return detail::read_one<unsigned>(stream, without_room_.data());
   }
-  /// Releases since number `from` (exclusive), in the order in which they were written.
+  /// Releases since number `from` (exclusive), in the order in which they were written. On a stream
+  /// of its own it waits for no step; what a running one has not finished writing comes next time.
   ///
-  /// @throws std::runtime_error if the ring has been overrun: `kept` tells where things stand
+  /// @throws std::logic_error if there is no ring, std::invalid_argument if so many have not been
+  ///         written, std::runtime_error if the ring has been overrun: `kept` tells where things
+  ///         stand
   /// Stream: synchronises.
   std::vector<released_entry> released_since(cudaStream_t stream, std::uint64_t from) const {
-    std::uint64_t const written = detail::read_one<unsigned long long>(stream, written_.data());
-    if (written - from > view_.released.capacity) {
-      throw std::runtime_error("adore: " + std::to_string(written - from) +
-                               " releases since the last look, the ring holds " +
-                               std::to_string(view_.released.capacity) +
-                               "; ask `kept` for the lanes, or make the ring larger");
+    std::uint64_t const capacity = view_.released.capacity;
+    if (capacity == 0) {
+      throw std::logic_error(
+          "adore: device_ledger: released_since: the ledger was made without a ring");
+    }
+    std::uint64_t const written = releases(stream);
+    if (from > written) {
+      throw std::invalid_argument(
+          "adore: device_ledger: released_since: from = " + std::to_string(from) + ": there were " +
+          std::to_string(written) + " releases");
     }
     std::vector<released_entry> entries;
+    if (from == written) return entries;
     auto const ring = ring_.to_host(stream);
-    for (std::uint64_t n = from; n < written; ++n) entries.push_back(ring[n % ring.size()]);
+    std::uint64_t const meanwhile = releases(stream);  // these may have been written over
+    if (meanwhile - from > capacity) {
+      throw std::runtime_error("adore: " + std::to_string(meanwhile - from) +
+                               " releases since the last look, the ring holds " +
+                               std::to_string(capacity) +
+                               "; ask `kept` for the lanes, or make the ring larger");
+    }
+    for (std::uint64_t n = from; n < written; ++n) {
+      released_entry const& entry = ring[n % capacity];
+      if (entry.number != n + 1 || entry.number_again != n + 1) break;  // not yet
+      entries.push_back(entry);
+    }
     return entries;
   }
   std::uint64_t releases(cudaStream_t stream) const {

@@ -11,6 +11,8 @@
 
 #include <cstddef>
 #include <span>
+#include <stdexcept>
+#include <string>
 
 namespace adore::gpu {
 
@@ -45,6 +47,7 @@ class device_pages {
         indices_(static_cast<std::size_t>(shape.sequences) * most_pages()),
         indptr_(static_cast<std::size_t>(shape.sequences) + 1),
         last_page_len_(static_cast<std::size_t>(shape.sequences)) {
+    indices_.fill_async(0, nullptr);  // rows without a table have page 0
     indptr_.fill_async(0, nullptr);
     last_page_len_.fill_async(0, nullptr);
     check(cudaDeviceSynchronize());
@@ -56,7 +59,8 @@ class device_pages {
   index_t pages() const noexcept { return pages_; }
   std::size_t allocated_bytes() const noexcept { return keys_.bytes() + values_.bytes(); }
 
-  /// Says which pages each sequence has. None to begin with.
+  /// Says which pages each sequence has. None to begin with; who writes to a slot for which its
+  /// sequence has no page writes to another's.
   ///
   /// @param indices        [indptr[sequences]] page numbers, sequence after sequence; any page
   ///                       where no slot is in use: it may be read, and what it holds does not
@@ -80,6 +84,10 @@ class device_pages {
   paged_view<T> values(index_t layer) noexcept { return view(values_, layer); }
 
  private:
+  [[noreturn]] static void refuse(std::string const& what, index_t value, std::string const& why) {
+    throw std::invalid_argument("adore: device_pages: " + what + " = " + std::to_string(value) +
+                                ": " + why);
+  }
   static index_t checked(index_t count, char const* what) {
     require_field(count >= 1, what, count, "a device_pages needs at least one");
     return count;
@@ -102,26 +110,35 @@ class device_pages {
     require_field(indptr[0] == 0, "indptr[0]", indptr[0], "must be 0");
     for (std::size_t row = 0; row < sequences; ++row) {
       index_t const count = indptr[row + 1] - indptr[row];
-      require_field(count >= 0 && static_cast<std::size_t>(count) <= most_pages(),
-                    "pages of a sequence",
-                    count,
-                    "must lie between 0 and those that its slots fill");
+      auto const of_row = [row](char const* what) {
+        return std::string(what) + " of sequence " + std::to_string(row);
+      };
+      if (count < 0 || static_cast<std::size_t>(count) > most_pages()) {
+        refuse(of_row("pages"), count, "must be 0 to " + std::to_string(most_pages()));
+      }
       index_t const last = last_page_len[row];
-      require_field(count == 0 ? last == 0 : last >= 1 && last <= page_size_,
-                    "last_page_len",
-                    last,
-                    "must lie in [1, page_size], or be 0 where there is no page");
-      require_field(count == 0 || (count - 1) * page_size_ + last <= shape_.slots,
-                    "last_page_len",
-                    last,
-                    "with the pages before it is more than the slots of a sequence");
+      if (count == 0 ? last != 0 : last < 1 || last > page_size_) {
+        refuse(of_row("last_page_len"),
+               last,
+               count == 0 ? "must be 0, there is no page"
+                          : "must be 1 to " + std::to_string(page_size_));
+      }
+      if (count > 0 && (count - 1) * page_size_ + last > shape_.slots) {
+        refuse(of_row("last_page_len"),
+               last,
+               "with the pages before it is more than the " + std::to_string(shape_.slots) +
+                   " slots of a sequence");
+      }
     }
     require_field(static_cast<std::size_t>(indptr[sequences]) == indices.size(),
                   "indices.size()",
                   indices.size(),
                   "must be the last of indptr");
-    for (index_t const page : indices) {
-      require_field(page >= 0 && page < pages_, "page", page, "there is no such page");
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+      if (indices[i] >= 0 && indices[i] < pages_) continue;
+      refuse("indices[" + std::to_string(i) + "]",
+             indices[i],
+             "there are pages 0 to " + std::to_string(pages_ - 1));
     }
   }
   paged_view<T> view(device_buffer<T>& data, index_t layer) noexcept {

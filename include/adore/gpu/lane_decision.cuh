@@ -3,6 +3,7 @@
 // are reserved for the tokens to come.
 #pragma once
 
+#include "adore/checked_policy.hpp"
 #include "adore/concepts.hpp"
 #include "adore/gpu/lane_end.cuh"
 #include "adore/gpu/lane_marks.cuh"
@@ -17,11 +18,12 @@
 
 namespace adore::gpu {
 
-/// What a policy must leave alone to be decided here, one sentence per missing ability.
-template <eviction_policy P>
-struct checked_device_policy {
+/// What a policy must be, and leave alone, to be decided here: one sentence for each.
+template <class P>
+struct checked_device_policy : checked_policy<P> {
   static_assert(!recalls_tokens<P>, "adore::gpu: this cache does not recall tokens");
-  using type = P;
+  static_assert(std::is_empty_v<slot_state_of<P>> || sizeof(slot_state_of<P>) % 4 == 0,
+                "adore::gpu: 'slot_state' of a policy must have a multiple of 4 bytes");
 };
 
 namespace detail {

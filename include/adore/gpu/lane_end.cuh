@@ -86,9 +86,14 @@ struct lane_end {
       }
     }
     if (ledger.released.capacity == 0) return;
-    unsigned long long const before = atomicAdd(ledger.released.written, 1ULL);
-    ledger.released.entries[before % ledger.released.capacity] = {
-        before + 1, row, lane, p, next + accepted - 1};
+    unsigned long long const number = atomicAdd(ledger.released.written, 1ULL) + 1;
+    released_entry const entry{number, row, lane, p, next + accepted - 1, number};
+    uint4 words[2];
+    __builtin_memcpy(words, &entry, sizeof(words));
+    auto* const halves =
+        reinterpret_cast<uint4*>(ledger.released.entries + (number - 1) % ledger.released.capacity);
+    halves[0] = words[0];
+    halves[1] = words[1];
   }
 };
 /// A lane at the end of its step, before the decision.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "adore/concepts.hpp"
+#include "adore/eviction/lane_layout.hpp"
 #include "adore/types.hpp"
 
 #include <cstdint>
@@ -26,10 +27,12 @@ struct row_books {
 };
 
 /// A token that left a lane, as the host finds it in the ring.
-struct released_entry {
-  std::uint64_t number;  ///< of the entry, from 1: 0 means never written
-  index_t row, lane;
+struct alignas(16) released_entry {
+  std::uint64_t number;         ///< of the entry, from 1: 0 means never written
+  index_t row, lane;            ///< see `ledger_view::extent_of`
   position_t position, newest;  ///< ... and the newest token of the row at that moment
+  /// Again, in the other half: the device writes 16 bytes at a time, and the host may read between.
+  std::uint64_t number_again;
 };
 
 /// A ring of the last `capacity` releases of all lanes; `capacity` 0 keeps none.
@@ -114,6 +117,15 @@ struct ledger_view {
     index_t const h = reach == scope::kv_head ? kv_head : 0;
     return (row * lane_layers() + l) * lane_heads() + h;
   }
+  /// The layers and KV heads that share a lane, such as one that the ring names.
+  ADORE_HOST_DEVICE constexpr lane_extent extent_of(index_t lane) const {
+    index_t const layer = lane / lane_heads() % lane_layers();
+    index_t const head = lane % lane_heads();
+    return {layer,
+            reach == scope::model ? layers : layer + 1,
+            head,
+            reach == scope::kv_head ? head + 1 : kv_heads};
+  }
   ADORE_HOST_DEVICE constexpr std::int64_t cell(index_t lane) const {
     return static_cast<std::int64_t>(lane) * stride;
   }
@@ -125,7 +137,7 @@ struct ledger_view {
   }
 };
 
-static_assert(sizeof(released_entry) == 24);
+static_assert(sizeof(released_entry) == 32);
 
 /// Whether the state of a new token is written before its step's attention. That of others begins
 /// empty in the decision that ends the step.

@@ -103,7 +103,8 @@ struct paged_view {
 
   /// First of the `channels` contiguous elements of a slot.
   ///
-  /// @pre the sequence has a page for the slot
+  /// @pre the sequence has a page for the slot: nobody looks, and behind a sequence's pages lie
+  ///      those of the next
   ADORE_HOST_DEVICE constexpr T* operator()(index_t sequence,
                                             index_t kv_head,
                                             index_t slot) const noexcept {
@@ -121,19 +122,22 @@ struct paged_view {
   /// The same pages, read-only.
   template <class U>
     requires(std::is_same_v<U, T const> && !std::is_const_v<T>)
-  constexpr operator paged_view<U>() const {
-    return {data,
-            sequences,
-            kv_heads,
-            slots,
-            channels,
-            page_size,
-            page_stride,
-            kv_head_stride,
-            slot_stride,
-            indices,
-            indptr,
-            last_page_len};
+  ADORE_HOST_DEVICE constexpr operator paged_view<U>() const noexcept {
+    paged_view<U> same;
+    same.data = data;
+    same.indices = indices;
+    same.indptr = indptr;
+    same.last_page_len = last_page_len;
+    same.sequences = sequences;
+    same.kv_heads = kv_heads;
+    same.slots = slots;
+    same.channels = channels;
+    same.page_size = page_size;
+    same.page_stride = page_stride;
+    same.kv_head_stride = kv_head_stride;
+    same.slot_stride = slot_stride;
+    same.by_page = by_page;
+    return same;
   }
 };
 

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <numbers>
 #include <span>
+#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
@@ -215,7 +216,8 @@ void rotate_async(cudaStream_t stream,
 /// (policies.md 0.6). Turned each time from the same source, they gather no rounding errors.
 ///
 /// @pre     source and destination are the same slot of the same memory, or apart
-/// @throws  std::logic_error for shapes that do not fit together, cuda_error if the launch fails
+/// @throws  std::logic_error for shapes that do not fit together, std::invalid_argument for memory
+///          whose rows are not in one piece, cuda_error if the launch fails
 /// Stream:  enqueued on `stream`; returns before it is done.  Memory: no allocation.
 template <kv_rows Source, kv_rows Destination>
 void rotate_by_async(cudaStream_t stream,
@@ -243,6 +245,9 @@ void rotate_by_async(cudaStream_t stream,
   }
   require_field(
       2 * rope.pairs <= source.channels, "rope.channels", 2 * rope.pairs, "a head has fewer");
+  check_rows(source, "source");
+  check_rows(destination, "destination");
+  if (slots.delta == nullptr) throw std::logic_error("adore: rotate_by: delta is null");
   if (slots.count == 0 || source.sequences == 0 || heads == 0) return;
   dim3 const grid(static_cast<unsigned>(source.sequences * slots.count),
                   static_cast<unsigned>((heads + detail::turned_heads - 1) / detail::turned_heads));

@@ -42,6 +42,23 @@ __global__ void open_row_kernel(ledger_view<P> const ledger,
   }
 }
 
+template <class P>
+__global__ void set_counts_kernel(ledger_view<P> const ledger, index_t const* counts) {
+  auto const row = static_cast<index_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (row >= ledger.row_count) return;
+  // an open row has slots reserved for its next tokens
+  bool const is_open = ledger.lanes[row * ledger.lanes_per_row()].extent > 0;
+  ledger.rows[row].count = is_open ? min(max(counts[row], 0), ledger.max_new) : 0;
+}
+template <class P>
+void set_counts_async(cudaStream_t stream, ledger_view<P> const& ledger, index_t const* counts) {
+  if (ledger.row_count == 0) return;
+  constexpr unsigned threads = 128;
+  unsigned const blocks = (static_cast<unsigned>(ledger.row_count) + threads - 1) / threads;
+  set_counts_kernel<<<blocks, threads, 0, stream>>>(ledger, counts);
+  check(cudaGetLastError());
+}
+
 /// A block per lane.
 template <class P>
 __global__ void fork_row_kernel(ledger_view<P> const ledger, index_t const from, index_t const to) {

@@ -11,6 +11,7 @@
 #include <adore/gpu/device_buffer.cuh>
 #include <adore/gpu/device_ledger.cuh>
 #include <adore/gpu/token_ids.cuh>
+#include <adore/gpu/token_scores.cuh>
 #include <adore/gpu/unobserved_step.cuh>
 
 #include <doctest/doctest.h>
@@ -46,6 +47,11 @@ ADORE_HOST_DEVICE inline float dyadic_weight(std::uint32_t salt,
 ADORE_HOST_DEVICE inline float dyadic_norm(
     std::uint32_t salt, index_t layer, index_t row, index_t head, position_t position) {
   return 64.0F * dyadic_weight(salt + 1, layer, row, head, position, position);
+}
+
+/// A controller's logit in {-2, -2 + 1/16, ..., 31/16}.
+inline float logit_of(std::uint32_t salt, index_t row, position_t position) {
+  return static_cast<float>(hash_of(salt + 2, 0, row, 0, position, position) % 64U) / 16.0F - 2.0F;
 }
 
 template <class P>
@@ -146,6 +152,12 @@ agreement run_both(P const& policy, decide_case const& c) {
   gpu::device_buffer<index_t> accepted_on_device(rows);
   gpu::device_buffer<index_t> ids_on_device(static_cast<std::size_t>(rows * c.max_new));
   [[maybe_unused]] gpu::device_hearing<P> hearing(view);
+  index_t const longest = c.steps * c.max_new;
+  std::vector<float> logits;  // [row, position]
+  for (index_t i = 0; i < (scores_tokens<P> ? rows * longest : 0); ++i) {
+    logits.push_back(logit_of(c.salt, i / longest, i % longest));
+  }
+  gpu::device_buffer<float> const logits_on_device(logits);
   std::vector<index_t> ids(ids_on_device.size());  // [row, max_new]
   std::vector<index_t> counts(rows, 0), told;      // as the device has been told
   decision_in_parts<P> decision(view, c.by_stages);
@@ -180,6 +192,10 @@ agreement run_both(P const& policy, decide_case const& c) {
     if (reads_tokens<P>) ids_on_device.copy_from_async(ids, stream);
 
     // device
+    if constexpr (scores_tokens<P>) {
+      gpu::scores_view const scores{logits_on_device.data(), 1, longest};
+      gpu::give_scores_async(stream, view, policy, scores, /*only_new=*/true);
+    }
     if constexpr (reads_tokens<P>) hearing.hear_async(stream, view, policy, ids_on_device.data());
     for (index_t layer = 0; layer < layers; ++layer) {
       give_weights<P><<<dim3(heads, rows), 64, 0, stream>>>(
@@ -234,6 +250,12 @@ agreement run_both(P const& policy, decide_case const& c) {
                         ids[static_cast<std::size_t>(row * c.max_new + j)]);
             slots.rotary[slot] =
                 gpu::shown_slot(policy, next + j, slots.state(slot)).rotary_position;
+          }
+        }
+        if constexpr (scores_tokens<P>) {
+          for (index_t j = 0; j < count; ++j) {
+            policy.score(slots.state(host.new_slots(lane)[static_cast<std::size_t>(j)]),
+                         logit_of(c.salt, row, next + j));
           }
         }
         lane_extent const extent = host.extent_of(lane);
