@@ -14,6 +14,7 @@
 #include "adore/gpu/device_controller.cuh"
 #include "adore/gpu/device_ledger.cuh"
 #include "adore/gpu/device_pages.cuh"
+#include "adore/gpu/device_prompt.cuh"
 #include "adore/gpu/device_rebuild.cuh"
 #include "adore/gpu/device_store.cuh"
 #include "adore/gpu/device_tier.cuh"
