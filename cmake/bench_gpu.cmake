@@ -52,6 +52,11 @@ if(no_torch)
   file(REMOVE ${results}/pytorch.csv)
 else()
   execute_process(COMMAND python3 ${root}/bench/gpu/pytorch_attention.py ${SHAPES}
-                  OUTPUT_FILE ${results}/pytorch.csv ERROR_QUIET RESULT_VARIABLE status)
+                  OUTPUT_FILE ${results}/pytorch.csv ERROR_VARIABLE complaint
+                  RESULT_VARIABLE status)
+  if(NOT status EQUAL 0)
+    message(WARNING "pytorch_attention.py failed (${status}): the table goes without what it had not "
+                    "measured by then. It said:\n${complaint}")
+  endif()
 endif()
 run(python3 ${root}/bench/gpu/table.py ${results})

@@ -8,11 +8,14 @@ import pathlib
 import re
 import sys
 
-PLOTTED = ["read", "sdpa-fastest", "flashinfer", "keep_all", "sliding_window", "h2o"]
-COLUMNS = PLOTTED + ["h2o, weights exported", "h2o, scope layer", "h2o, unobserved step",
-                     "pytorch-h2o", "flashinfer hnd", "flashinfer, tensor cores",
-                     "flashinfer, tensor cores hnd", "keep_all, pages", "keep_all, pages hnd",
-                     "h2o, pages", "h2o, pages hnd"]
+PLOTTED = ["sdpa-fastest", "flashinfer", "keep_all", "sliding_window", "h2o"]
+COLUMNS = ["read", "copy"] + PLOTTED + ["h2o, weights exported", "h2o, scope layer",
+                                        "h2o, unobserved step", "pytorch-h2o", "flashinfer hnd",
+                                        "flashinfer, tensor cores", "flashinfer, tensor cores hnd",
+                                        "keep_all, pages", "keep_all, pages hnd", "h2o, pages",
+                                        "h2o, pages hnd"]
+# A copy reads half of what attention reads and writes as much: the same traffic.
+HEADINGS = {"read": "reading K, V", "copy": "copying, the same bytes moved"}
 
 
 def medians(path):
@@ -37,7 +40,8 @@ def with_pytorch(times, path):
 def markdown(times, stages):
     columns = [name for name in COLUMNS if name in times]
     lines = ["Microseconds per layer; rows x query/KV heads x slots.", "",
-             "| shape | " + " | ".join(columns) + " | h2o / keep_all | h2o / sdpa |",
+             "| shape | " + " | ".join(HEADINGS.get(name, name) for name in columns) +
+             " | h2o / keep_all | h2o / sdpa |",
              "|---" * (len(columns) + 3) + "|"]
     for shape in times["keep_all"]:
         h2o = times["h2o"].get(shape)
@@ -80,12 +84,13 @@ def plot(times, folder):
     figure, axes = plt.subplots(1, len(families), figsize=(6 * len(families), 4.5), squeeze=False)
     reading = times["read"]
     for axis, (family, slots) in zip(axes[0], families.items()):
-        for name in PLOTTED[1:]:
+        for name in PLOTTED + ["copy"]:
             at = [n for n in slots if f"{family}x{n}" in times.get(name, {})]
+            look = {"color": "0.7", "linestyle": "--"} if name == "copy" else {"marker": "o"}
             if at:
                 axis.semilogx(at, [times[name][shape] / reading[shape]
                                    for shape in (f"{family}x{n}" for n in at)],
-                              marker="o", label=name)
+                              label=HEADINGS.get(name, name), **look)
         apart = [n for n, following in zip(slots, slots[1:] + [None])
                  if following is None or following > 1.2 * n]
         axis.set_xticks(apart, [str(n) for n in apart])
