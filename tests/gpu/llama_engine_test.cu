@@ -296,7 +296,12 @@ TEST_CASE("a replayed graph gives the bits of kernels launched one by one") {
 }
 
 TEST_CASE("in bfloat16 the logits are near those of float") {
-  llama_example::model const model = load(wide_heads);
+  tiny_shape shape = wide_heads;
+  SUBCASE("three query heads per KV head") {}
+  SUBCASE("sixteen query heads of one KV head") {
+    shape.heads = 16, shape.kv_heads = 1, shape.channels = 128, shape.rope_channels = 128;
+  }
+  llama_example::model const model = load(shape);
   std::vector<choice> const field{{"keep_all"}, {"sliding_window"}};
   host_side host(model, field);
   device_side<__nv_bfloat16> device(model, field);
@@ -416,6 +421,13 @@ TEST_CASE("what the device engine cannot do is refused in a sentence") {
   request.channels = 64, request.layers = 3;
   auto const cache = on_device::make_device_cache<float>("h2o", request);
   CHECK_THROWS_AS(on_device::device_engine<float>(weights, {cache.get()}), std::invalid_argument);
+  tiny_shape many_heads = wide_heads;
+  many_heads.heads = 9, many_heads.kv_heads = 1;
+  CHECK_THROWS_WITH_AS(
+      device_side<float>(load(many_heads), {{"h2o"}}),
+      "device_engine: the model has 9 query heads for 1 KV heads; its attention is compiled for at "
+      "most 8 per KV head (16: bfloat16, heads of 128 channels)",
+      std::invalid_argument);
   device_side<float> device(model, {{"h2o"}});
   CHECK_THROWS_AS(device.engine->set_ids(std::vector<std::int32_t>{1, 2}), std::invalid_argument);
   CHECK_THROWS_AS(device.engine->set_ids(std::vector<std::int32_t>{1, 2, model.vocabulary}),

@@ -66,6 +66,7 @@ class device_cache {
   virtual adore::index_t nominal_budget() const = 0;
   virtual adore::scope reach() const = 0;
   virtual adore::kv_shape shape() const = 0;
+  virtual adore::index_t most_heads_per_kv_head() const = 0;  ///< query heads; more: not compiled
   virtual bool hides_tokens() const = 0;  ///< attends only some of what it keeps
 
   virtual void open_async(cudaStream_t stream, adore::index_t row, std::uint64_t seed) = 0;

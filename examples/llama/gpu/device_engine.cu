@@ -45,6 +45,12 @@ device_engine<T>::device_engine(device_model<T> const& weights,
                                   std::to_string(m.layers) + ", " + std::to_string(m.kv_heads) +
                                   " and " + std::to_string(m.channels));
     }
+    if (adore::index_t const most = cache->most_heads_per_kv_head(); m.heads > most * m.kv_heads) {
+      throw std::invalid_argument(
+          "device_engine: the model has " + std::to_string(m.heads) + " query heads for " +
+          std::to_string(m.kv_heads) + " KV heads; its attention is compiled for at most " +
+          std::to_string(most) + " per KV head (16: bfloat16, heads of 128 channels)");
+    }
     first_row_.push_back(rows_);
     rows_ += shape.sequences;
   }

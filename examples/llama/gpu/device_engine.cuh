@@ -39,7 +39,8 @@ template <class T>
 class device_engine {
  public:
   /// @param groups  caches of different policies; model and caches must outlive the engine
-  /// @throws std::invalid_argument if a cache has another shape than the model
+  /// @throws std::invalid_argument if a cache has another shape than the model, or none of its
+  ///         kernels takes so many query heads per KV head
   device_engine(device_model<T> const& weights,
                 std::vector<device_cache<T>*> groups,
                 device_engine_options options = {});

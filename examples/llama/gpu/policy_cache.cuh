@@ -91,6 +91,7 @@ class policy_cache final : public device_cache<T> {
   adore::index_t nominal_budget() const override { return adore::nominal_budget_of(policy_); }
   adore::scope reach() const override { return ledger_.view().reach; }
   adore::kv_shape shape() const override { return store_.shape(); }
+  adore::index_t most_heads_per_kv_head() const override { return widest_group; }
   bool hides_tokens() const override {
     return adore::masks_attention<P> || adore::limits_attention<P>;
   }
@@ -246,6 +247,14 @@ class policy_cache final : public device_cache<T> {
   }
 
  private:
+  // Query heads per KV head. Models with more than 8 (Llama 3.1 405B and Qwen3 235B have 16) have
+  // heads of 128 channels and are run for speed: only for those more kernels are compiled. What
+  // limits attention has one kernel for all.
+  static constexpr adore::index_t narrow_group = 8;
+  static constexpr adore::index_t widest_group =
+      (Channels == 128 && !std::is_same_v<T, float>) || adore::limits_attention<P> ? 16
+                                                                                   : narrow_group;
+
   void listen(device_cache_options const& options, adore::index_t tokens) {
     if (options.controller == nullptr) {
       throw std::invalid_argument(std::string(P::name) +
@@ -285,8 +294,13 @@ class policy_cache final : public device_cache<T> {
     args.overlaps = rebuilt_rows() == 0;
     args.cut_for_lanes = ledger_.view().attended_lanes();
     auto const& books = ledger_.view();
-    // one new token and at most 8 query heads per KV head: half of the kernels need not be compiled
-    adore::gpu::attend_async<Channels, 8>(stream, args, books, policy_);
+    // kernels of 16 query rows are for groups that need them: smaller ones keep those of 8, also
+    // where rebuilt tokens bring more rows
+    if (x.q.heads <= narrow_group * books.kv_heads) {
+      adore::gpu::attend_async<Channels, narrow_group>(stream, args, books, policy_);
+    } else {
+      adore::gpu::attend_async<Channels, widest_group>(stream, args, books, policy_);
+    }
     if (reach() == adore::scope::layer) {
       adore::gpu::decide_async(
           stream,
