@@ -2,6 +2,7 @@
 // Time of a whole decoding step of a model with random weights: greedy, one graph, all on the
 // device.
 //   step_bench --shape 7b --sequences 64 --policy h2o --budget 192
+//   step_bench --shape '8b(layers=8,width=16384,heads=128,hidden=53248)' --policy h2o
 //   step_bench --policy adaptive_release --controller query_conditioned --rebuild
 //   'rebuild(count=8)'
 #include "llama/gpu/device_cache.cuh"
@@ -89,7 +90,7 @@ std::vector<float> time_steps(on_device::device_engine<T>& engine, int untimed, 
 
 template <class T>
 void run(request const& asked) {
-  llama_example::model const shape = on_device::shape_named(asked.shape);
+  llama_example::model const shape = on_device::shape_of(asked.shape);
   auto const weights = on_device::device_model<T>::random(shape, 1);
 
   on_device::device_cache_options options;
@@ -188,7 +189,12 @@ void run(request const& asked) {
 int main(int count, char** arguments) {
   request asked;
   CLI::App app{"Time of a whole decoding step on the device, with random weights."};
-  app.add_option("--shape", asked.shape, "7b, 8b or 135m")->capture_default_str();
+  app.add_option("--shape",
+                 asked.shape,
+                 "7b, 8b or 135m, or one of them with other numbers, name(number=value,...): "
+                 "layers, width, heads, kv_heads, channels (of a head), hidden (feed-forward), "
+                 "vocabulary")
+      ->capture_default_str();
   app.add_option("--type", asked.type, "bf16 or float")->capture_default_str();
   app.add_option("--sequences", asked.sequences, "rows of the batch")
       ->check(CLI::Range(1, 512))

@@ -30,7 +30,7 @@ struct policy_text {
       return std::string(word.substr(first, word.find_last_not_of(" \t\n") - first + 1));
     };
     auto const refuse = [&](char const* why) {
-      throw std::invalid_argument("adore: policy '" + std::string(text) + "': " + why +
+      throw std::invalid_argument("adore: '" + std::string(text) + "': " + why +
                                   "; write it as name or name(field=value,field=value)");
     };
     policy_text result;
