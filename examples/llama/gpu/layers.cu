@@ -5,6 +5,8 @@
 
 #include <cub/block/block_reduce.cuh>
 #include <cuda_bf16.h>
+#include <thrust/execution_policy.h>
+#include <thrust/tabulate.h>
 
 namespace llama_example::gpu {
 
@@ -92,15 +94,6 @@ __device__ std::uint64_t mixed(std::uint64_t x) {
   return x ^ (x >> 31U);
 }
 
-template <class T>
-__global__ void fill_random_kernel(T* data, std::size_t count, float spread, std::uint64_t seed) {
-  std::size_t const stride = std::size_t{gridDim.x} * blockDim.x;
-  for (std::size_t i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
-    auto const bits = static_cast<std::uint32_t>(mixed(mixed(seed) + i) >> 40U);  // 24 of them
-    data[i] = static_cast<T>(spread * (static_cast<float>(bits) * 0x1p-23F - 1.0F));
-  }
-}
-
 unsigned blocks_for(int tokens) {
   return static_cast<unsigned>(tokens);
 }
@@ -149,9 +142,12 @@ void choose_best_async(
 template <class T>
 void fill_random_async(
     cudaStream_t stream, T* data, std::size_t count, float spread, std::uint64_t seed) {
-  if (count == 0) return;
-  fill_random_kernel<<<1024, 256, 0, stream>>>(data, count, spread, seed);
-  check(cudaGetLastError());
+  auto const number = [=] __device__(std::uint64_t i) {
+    auto const bits = static_cast<std::uint32_t>(mixed(mixed(seed) + i) >> 40U);  // 24 of them
+    return static_cast<T>(spread * (static_cast<float>(bits) * 0x1p-23F - 1.0F));
+  };
+  // without "nosync" Thrust would wait for the numbers
+  thrust::tabulate(thrust::cuda::par_nosync.on(stream), data, data + count, number);
 }
 
 template void embed_async(cudaStream_t, std::int32_t const*, float const*, float*, int, int);
