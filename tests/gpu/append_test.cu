@@ -136,6 +136,8 @@ TEST_CASE("append refuses shapes that do not fit together") {
   books_on_device<h2o> books({2, 1, 2, 8, 1, scope::kv_head});
   gpu::device_store<float> store({2, 1, 2, 8, 64}), small({2, 1, 2, 4, 64});
   gpu::device_buffer<float> tokens(4 * 2 * 64);
+  books.to_device(stream);
+  tokens.fill_async(0, stream);
   auto const append = [&](auto& to, index_t layer, index_t n, index_t heads, index_t channels) {
     token_view<float> const t(tokens.data(), n, heads, channels);
     gpu::append_async(stream, books.view(), layer, to.keys(0), to.values(0), t, t);

@@ -279,6 +279,7 @@ TEST_CASE("a rotation that does not fit is refused") {
                                     token_view<float>(q.data(), 1, 2, 32)),
                   std::invalid_argument);
   gpu::device_buffer<float> keys(64 * 8);
+  keys.fill_async(0, stream);
   gpu::device_buffer<position_t> const delta(std::vector<position_t>{1});
   auto const turn = [&](stride_t slot_stride, stride_t channel_stride, position_t const* by) {
     kv_view<float> view(keys.data(), 1, 1, 8, 64);

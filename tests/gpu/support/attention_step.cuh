@@ -233,7 +233,8 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
   // the decision is the host's, given the same weights
   gpu::advance_async(stream, books.view());
   agreement agrees;
-  auto const norms = norms_on_device.to_host(stream);  // [row, kv_head, j]
+  std::vector<float> norms;  // [row, kv_head, j]
+  if (scores_keys<P>) norms = norms_on_device.to_host(stream);
   for (index_t row = 0; row < shape.rows; ++row) {
     index_t const count = counts[static_cast<std::size_t>(row)];
     if (count > 0) {
