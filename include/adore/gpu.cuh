@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adore/gpu/append.cuh"
+#include "adore/gpu/append_prompt.cuh"
 #include "adore/gpu/append_rebuilt.cuh"
 #include "adore/gpu/best_of.cuh"
 #include "adore/gpu/compact.cuh"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one sentence in which policies and options refuse a number.
+// The sentences in which policies and options refuse a number, and a pointer.
 #pragma once
 
 #include <stdexcept>
@@ -13,6 +13,13 @@ constexpr void require_field(bool holds, char const* field, Number value, char c
   if (!holds) {
     throw std::invalid_argument(std::string("adore: ") + field + " = " + std::to_string(value) +
                                 ": " + why);
+  }
+}
+
+/// Throws std::invalid_argument "adore: weights.lse: is null" if it is.
+inline void require_pointer(void const* pointer, char const* field) {
+  if (pointer == nullptr) {
+    throw std::invalid_argument(std::string("adore: ") + field + ": is null");
   }
 }
 

@@ -3,6 +3,7 @@
 // weights the same tokens stay, with the same states.
 #include "support/agreement.cuh"
 #include "support/device_tensor.cuh"
+#include <adore/gpu/append_prompt.cuh>
 #include <adore/gpu/decide.cuh>
 #include <adore/gpu/device_ledger.cuh>
 #include <adore/gpu/device_prompt.cuh>

@@ -69,6 +69,37 @@ __global__ void __launch_bounds__(append_warps* warp_threads)
   }
 }
 
+/// Refuses K and V that cannot be put into a layer's slots.
+///
+/// @param stage  of whom, for messages
+/// @throws std::logic_error, std::invalid_argument
+template <eviction_policy P, kv_rows Keys, kv_rows Values>
+void check_append(char const* stage,
+                  ledger_view<P> const& ledger,
+                  index_t layer,
+                  Keys const& keys,
+                  Values const& values,
+                  token_view<element_of<Keys> const> k,
+                  token_view<element_of<Keys> const> v) {
+  static_assert(std::is_same_v<typename Keys::value_type, typename Values::value_type> &&
+                    !std::is_const_v<typename Keys::value_type>,
+                "adore: append writes K and V, which must have the same element type");
+  require_field(
+      layer >= 0 && layer < ledger.layers, "layer", layer, "the ledger has no such layer");
+  require_fits(stage, "keys", keys, ledger.row_count, ledger.kv_heads, ledger.slots);
+  require_fits(stage, "values", values, ledger.row_count, ledger.kv_heads, ledger.slots);
+  auto const check_new = [&](char const* what, auto const& given) {
+    require_same(stage, what, "heads", given.heads, "the ledger has", ledger.kv_heads);
+    require_same(stage, what, "channels", given.channels, "keys have", keys.channels);
+    check_tokens(given, what);
+  };
+  check_new("k", k);
+  check_new("v", v);
+  require_same(stage, "values", "channels", values.channels, "keys have", keys.channels);
+  check_rows(keys, "keys");
+  check_rows(values, "values");
+}
+
 }  // namespace detail
 
 /// Puts the step's K and V of a layer into their slots, for engines that keep their own attention.
@@ -87,25 +118,10 @@ void append_async(cudaStream_t stream,
                   Values const& values,
                   token_view<element_of<Keys> const> k,
                   token_view<element_of<Keys> const> v) {
-  static_assert(std::is_same_v<typename Keys::value_type, typename Values::value_type> &&
-                    !std::is_const_v<typename Keys::value_type>,
-                "adore: append writes K and V, which must have the same element type");
-  require_field(
-      layer >= 0 && layer < ledger.layers, "layer", layer, "the ledger has no such layer");
+  detail::check_append("append", ledger, layer, keys, values, k, v);
   index_t const tokens = ledger.row_count * ledger.max_new;
-  require_fits("append", "keys", keys, ledger.row_count, ledger.kv_heads, ledger.slots);
-  require_fits("append", "values", values, ledger.row_count, ledger.kv_heads, ledger.slots);
-  auto const require_tokens_of = [&](char const* what, auto const& of_step) {
-    require_same("append", what, "heads", of_step.heads, "the ledger has", ledger.kv_heads);
-    require_tokens("append", what, of_step.tokens, tokens);
-    require_same("append", what, "channels", of_step.channels, "keys have", keys.channels);
-    check_tokens(of_step, what);
-  };
-  require_tokens_of("k", k);
-  require_tokens_of("v", v);
-  require_same("append", "values", "channels", values.channels, "keys have", keys.channels);
-  check_rows(keys, "keys");
-  check_rows(values, "values");
+  require_tokens("append", "k", k.tokens, tokens);
+  require_tokens("append", "v", v.tokens, tokens);
   if (tokens == 0 || k.heads == 0) return;
 
   dim3 const grid(

@@ -15,8 +15,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 namespace adore::gpu {
 
@@ -205,14 +203,6 @@ inline void best_of_async(cudaStream_t stream, best_of_args const& args) {
                 "must lie in [0, stride]");
   require_field(args.first >= 0, "best_of.first", args.first, "must not be negative");
   require_field(args.newest >= 0, "best_of.newest", args.newest, "must not be negative");
-  auto const require_pointer = [&](void const* pointer, char const* what) {
-    if (pointer == nullptr && args.lanes > 0) {
-      throw std::invalid_argument(std::string("adore: best_of.") + what + ": is null");
-    }
-  };
-  require_pointer(args.priorities, "priorities");
-  require_pointer(args.kept, "kept");
-  require_pointer(args.counts, "counts");
   if (args.tokens.each == nullptr) {
     require_field(args.tokens.all >= 0 && args.tokens.all <= args.most,
                   "best_of.tokens.all",
@@ -227,6 +217,9 @@ inline void best_of_async(cudaStream_t stream, best_of_args const& args) {
                   "must be at least what a lane keeps");
   }
   if (args.lanes == 0) return;
+  require_pointer(args.priorities, "best_of.priorities");
+  require_pointer(args.kept, "best_of.kept");
+  require_pointer(args.counts, "best_of.counts");
   index_t const rounded =
       (args.most + detail::best_of_tile - 1) / detail::best_of_tile * detail::best_of_tile;
   constexpr int most_bytes = detail::most_keys_in_shared * sizeof(std::uint32_t);

@@ -154,10 +154,7 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
   share.first = min(share.first, books.lane.extent);
   share.end = OneWarp ? books.lane.extent : min(share.end, books.lane.extent);
   sync_lane(share);  // all have read the books before the leader writes them
-  index_t const layers = ledger.reach == scope::model ? ledger.layers : 1;
-  bool const one_head = ledger.reach == scope::kv_head;
-  index_t const first_head = one_head ? lane_head : 0;
-  index_t const end_head = one_head ? lane_head + 1 : ledger.kv_heads;
+  lane_sources const sources = sources_of(ledger, lane_head);
   auto const query = [&](index_t l, index_t h, index_t j) {
     return (static_cast<std::int64_t>((l * ledger.row_count + row)) * ledger.kv_heads + h) *
                ledger.max_new +
@@ -171,9 +168,9 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
       float const factor = query_weight_of(policy, accepted - 1 - j);
       if (factor == 0.0F) continue;
       neighbours<float, together> of_query{};
-      for (index_t l = 0; l < layers; ++l) {
+      for (index_t l = 0; l < sources.layers; ++l) {
 #pragma unroll 8
-        for (index_t h = first_head; h < end_head; ++h) {
+        for (index_t h = sources.first_head; h < sources.end_head; ++h) {
           auto const of_head =
               neighbours_at<together>(args.weights + query(l, h, j) * ledger.stride + slot);
 #pragma unroll
@@ -187,8 +184,9 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
   };
   auto const squared_norm_of = [&](index_t j) {
     float squares = 0.0F;
-    for (index_t l = 0; l < layers; ++l) {
-      for (index_t h = first_head; h < end_head; ++h) squares += args.key_norms[query(l, h, j)];
+    for (index_t l = 0; l < sources.layers; ++l) {
+      for (index_t h = sources.first_head; h < sources.end_head; ++h)
+        squares += args.key_norms[query(l, h, j)];
     }
     return squares;
   };

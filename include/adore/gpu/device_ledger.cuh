@@ -10,6 +10,7 @@
 #include "adore/gpu/lane_exchange.cuh"
 #include "adore/gpu/ledger_snapshot.cuh"
 #include "adore/gpu/ledger_view.cuh"
+#include "adore/gpu/release_ring.cuh"
 #include "adore/gpu/row_life.cuh"
 
 #include <cuda_runtime_api.h>
@@ -92,8 +93,9 @@ class device_ledger {
     lanes_ = device_buffer<lane_books>(lanes);
     new_slots_ = device_buffer<index_t>(lanes * static_cast<std::size_t>(max_new));
     rows_ = device_buffer<row_books>(rows);
+    counts_ = device_buffer<index_t>(rows);
     without_room_ = device_buffer<unsigned>(1);
-    ring_ = device_buffer<released_entry>(ring);
+    ring_ = release_ring(ring);
     index_t const attended = view_.attended_lanes();
     view_.exchange_floats =
         detail::lane_exchange::useful_floats(attended, shape.slots, shape.channels);
@@ -102,7 +104,6 @@ class device_ledger {
                                                detail::lane_exchange::bytes(view_.exchange_floats));
       clear(exchange_);
     }
-    written_ = device_buffer<unsigned long long>(1);
     if (past > 0) {
       require(reach == scope::model, "past", past, "tokens come back in scope model only");
       released_ = device_buffer<std::uint8_t>(rows * static_cast<std::size_t>(past));
@@ -123,9 +124,9 @@ class device_ledger {
     view_.rows = rows_.data();
     view_.lanes_without_room = without_room_.data();
     view_.exchange = exchange_.data();
-    view_.released = {ring_.data(), written_.data(), ring};
+    view_.released = ring_.view();
     check(cudaMemset(positions_.data(), 0xFF, positions_.bytes()));  // no_position
-    clear(states_, lane_states_, lanes_, new_slots_, rows_, without_room_, ring_, written_);
+    clear(states_, lane_states_, lanes_, new_slots_, rows_, without_room_);
     check(cudaDeviceSynchronize());
   }
 
@@ -133,7 +134,7 @@ class device_ledger {
   ledger_view<P> const& view() const noexcept { return view_; }
   std::size_t allocated_bytes() const noexcept {
     return positions_.bytes() + states_.bytes() + lane_states_.bytes() + lanes_.bytes() +
-           new_slots_.bytes() + rows_.bytes() + ring_.bytes() + budgets_.bytes() +
+           new_slots_.bytes() + rows_.bytes() + ring_.bytes() + budgets_.bytes() + counts_.bytes() +
            exchange_.bytes() + released_.bytes() + priorities_.bytes() + departures_.bytes() +
            departed_.bytes() + past_states_.bytes();
   }
@@ -172,8 +173,8 @@ class device_ledger {
     for (index_t const count : counts) {
       require(count >= 0 && count <= view_.max_new, "count", count, "must lie in [0, max_new]");
     }
-    device_buffer<index_t> const here(counts);
-    set_counts_async(stream, here.data());
+    counts_.copy_from_async(counts, stream);
+    set_counts_async(stream, counts_.data());
     check(cudaStreamSynchronize(stream));
   }
   /// ... from device memory. A number that is not 0..max_new becomes the nearest that is.
@@ -212,37 +213,9 @@ class device_ledger {
   ///         stand
   /// Stream: synchronises.
   std::vector<released_entry> released_since(cudaStream_t stream, std::uint64_t from) const {
-    std::uint64_t const capacity = view_.released.capacity;
-    if (capacity == 0) {
-      throw std::logic_error(
-          "adore: device_ledger: released_since: the ledger was made without a ring");
-    }
-    std::uint64_t const written = releases(stream);
-    if (from > written) {
-      throw std::invalid_argument(
-          "adore: device_ledger: released_since: from = " + std::to_string(from) + ": there were " +
-          std::to_string(written) + " releases");
-    }
-    std::vector<released_entry> entries;
-    if (from == written) return entries;
-    auto const ring = ring_.to_host(stream);
-    std::uint64_t const meanwhile = releases(stream);  // these may have been written over
-    if (meanwhile - from > capacity) {
-      throw std::runtime_error("adore: " + std::to_string(meanwhile - from) +
-                               " releases since the last look, the ring holds " +
-                               std::to_string(capacity) +
-                               "; ask `kept` for the lanes, or make the ring larger");
-    }
-    for (std::uint64_t n = from; n < written; ++n) {
-      released_entry const& entry = ring[n % capacity];
-      if (entry.number != n + 1 || entry.number_again != n + 1) break;  // not yet
-      entries.push_back(entry);
-    }
-    return entries;
+    return ring_.since(stream, from);
   }
-  std::uint64_t releases(cudaStream_t stream) const {
-    return detail::read_one<unsigned long long>(stream, written_.data());
-  }
+  std::uint64_t releases(cudaStream_t stream) const { return ring_.written(stream); }
 
   /// A row's books as `adore::ledger::snapshot` gives them: host and device read each other's.
   /// Synchronises.
@@ -306,10 +279,10 @@ class device_ledger {
   device_buffer<lane_books> lanes_;
   device_buffer<index_t> new_slots_;
   device_buffer<row_books> rows_;
+  device_buffer<index_t> counts_;  // [row] on their way from the host
   device_buffer<unsigned> without_room_;
   device_buffer<unsigned char> exchange_;
-  device_buffer<released_entry> ring_;
-  device_buffer<unsigned long long> written_;
+  release_ring ring_;
   device_buffer<std::uint8_t> released_;         // [row, token], of `past_view`
   device_buffer<float> priorities_;              // [row, token]
   device_buffer<departure> departures_;          // [row, most_departures]

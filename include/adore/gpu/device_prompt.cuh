@@ -1,23 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // A dense prompt enters a row of the device's books: the policy learns of all of its tokens at
-// once, the best of them get slots, and their K and V follow.
+// once, and the best of them get slots. (Their K and V follow by append_prompt.cuh.)
 #pragma once
 
 #include "adore/concepts.hpp"
 #include "adore/gpu/best_of.cuh"
 #include "adore/gpu/device_buffer.cuh"
 #include "adore/gpu/error.cuh"
-#include "adore/gpu/kv_rows.cuh"
 #include "adore/gpu/lane_decision.cuh"
+#include "adore/gpu/lane_end.cuh"
 #include "adore/gpu/ledger_view.cuh"
-#include "adore/gpu/warp.cuh"
 #include "adore/invalid_field.hpp"
-#include "adore/kv_view.hpp"
 #include "adore/types.hpp"
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -79,14 +76,11 @@ __device__ __forceinline__ slot_state_of<P> state_of_prompt(ledger_view<P> const
                                                             index_t lane_head,
                                                             position_t token) {
   slot_state_of<P> state{};
-  index_t const layers = ledger.reach == scope::model ? ledger.layers : 1;
-  bool const one_head = ledger.reach == scope::kv_head;
-  index_t const first_head = one_head ? lane_head : 0;
-  index_t const end_head = one_head ? lane_head + 1 : ledger.kv_heads;
+  lane_sources const sources = sources_of(ledger, lane_head);
   auto const sum = [&](float const* from, std::int64_t stride) {
     float all = 0.0F;
-    for (index_t l = 0; l < layers; ++l) {
-      for (index_t h = first_head; h < end_head; ++h) {
+    for (index_t l = 0; l < sources.layers; ++l) {
+      for (index_t h = sources.first_head; h < sources.end_head; ++h) {
         all += from[(std::int64_t{l} * ledger.kv_heads + h) * stride + token];
       }
     }
@@ -161,43 +155,16 @@ __global__ void enter_prompt_kernel(ledger_view<P> const ledger,
   if (lane_head == 0) ledger.rows[prompt.row].next = prompt.tokens;
 }
 
-inline constexpr int prompt_warps = 8;
-
-/// Grid: (block of slots, KV head); a warp per slot.
-template <eviction_policy P, kv_rows Keys, kv_rows Values, class T>
-__global__ void append_prompt_kernel(ledger_view<P> const ledger,
-                                     index_t const layer,
-                                     index_t const row,
-                                     Keys const keys,
-                                     Values const values,
-                                     token_view<T const> const k,
-                                     token_view<T const> const v) {
-  auto const head = static_cast<index_t>(blockIdx.y);
-  index_t const slot = static_cast<index_t>(blockIdx.x) * prompt_warps + warp_in_block();
-  if (slot >= ledger.slots) return;
-  position_t const p = ledger.positions[ledger.cell(ledger.lane(row, layer, head)) + slot];
-  if (p < 0 || p >= ledger.rows[row].next || p >= k.tokens) return;
-  constexpr index_t per_chunk = chunk_bytes / static_cast<index_t>(sizeof(T));
-  for (index_t i = lane_in_warp(); i < chunks_of<T>(k.channels); i += warp_threads) {
-    auto const copy = [&](T* to, T const* from) {
-      *reinterpret_cast<uint4*>(to + i * per_chunk) =
-          *reinterpret_cast<uint4 const*>(from + i * per_chunk);
-    };
-    copy(keys(row, head, slot), k(p, head));
-    copy(values(row, head, slot), v(p, head));
-  }
-}
-
 }  // namespace detail
 
 /// Memory in which a row's prompt is selected from, for one row at a time.
 ///
 /// A prompt enters in this order: `open_async` of the row; the engine's dense attention over the
 /// prompt, and if the policy observes, `weights_async` over its keys (`filled_slots`, one row, as
-/// many queries as tokens); then of each layer `enter_async` and `append_async`, in scope model one
-/// `enter_async` with all layers' weights before them. Until then no step may begin; the next one
-/// is the row's first. (What a prompt's query may see of the tokens before it under `masks_prompt`
-/// is for the dense attention to mask.)
+/// many queries as tokens); then of each layer `enter_async` and `append_prompt_async`, in scope
+/// model one `enter_async` with all layers' weights before them. Until then no step may begin; the
+/// next one is the row's first. (What a prompt's query may see of the tokens before it under
+/// `masks_prompt` is for the dense attention to mask.)
 ///
 /// Memory: per lane of a layer of a row 8 bytes per token of the longest prompt, and 8.
 class device_prompt {
@@ -321,47 +288,5 @@ class device_prompt {
   device_buffer<index_t> keep_;      // [lane]
   device_buffer<index_t> counts_;    // [lane]
 };
-
-/// Copies K and V of the prompt's tokens that a row has kept into their slots of a layer.
-///
-/// @param k, v  [token, kv_head, channel] of the prompt
-/// @pre    the layer's lanes have entered; in the same row nothing has been released since
-/// @throws std::logic_error for shapes that do not fit together, std::invalid_argument for memory
-///         that cannot be read in chunks of 16 bytes, cuda_error
-/// Stream: asynchronous, capturable. Memory: none.
-template <eviction_policy P, kv_rows Keys, kv_rows Values>
-void append_prompt_async(cudaStream_t stream,
-                         ledger_view<P> const& ledger,
-                         index_t layer,
-                         index_t row,
-                         Keys const& keys,
-                         Values const& values,
-                         token_view<element_of<Keys> const> k,
-                         token_view<element_of<Keys> const> v) {
-  require_field(
-      layer >= 0 && layer < ledger.layers, "layer", layer, "the ledger has no such layer");
-  require_field(row >= 0 && row < ledger.row_count, "row", row, "the ledger has no such row");
-  require_fits("append_prompt", "keys", keys, ledger.row_count, ledger.kv_heads, ledger.slots);
-  require_fits("append_prompt", "values", values, ledger.row_count, ledger.kv_heads, ledger.slots);
-  for (auto const* const of_prompt : {&k, &v}) {
-    char const* const what = of_prompt == &k ? "k" : "v";
-    require_same(
-        "append_prompt", what, "heads", of_prompt->heads, "the ledger has", ledger.kv_heads);
-    require_same(
-        "append_prompt", what, "channels", of_prompt->channels, "keys have", keys.channels);
-    check_tokens(*of_prompt, what);
-  }
-  require_same("append_prompt", "v", "tokens", v.tokens, "k has", k.tokens);
-  require_same("append_prompt", "values", "channels", values.channels, "keys have", keys.channels);
-  check_rows(keys, "keys");
-  check_rows(values, "values");
-  if (k.tokens == 0 || ledger.slots == 0) return;
-  dim3 const grid(
-      static_cast<unsigned>((ledger.slots + detail::prompt_warps - 1) / detail::prompt_warps),
-      static_cast<unsigned>(ledger.kv_heads));
-  detail::append_prompt_kernel<<<grid, detail::prompt_warps * warp_threads, 0, stream>>>(
-      ledger, layer, row, keys, values, k, v);
-  check(cudaGetLastError());
-}
 
 }  // namespace adore::gpu

@@ -27,6 +27,20 @@ __device__ __forceinline__ step_books books_at(ledger_view<P> const& ledger,
 
 namespace detail {
 
+/// The layers and KV heads from which a lane sums what the policy learns; layers are those of the
+/// arrays given: all in scope model, else the one at hand.
+struct lane_sources {
+  index_t layers, first_head, end_head;
+};
+template <eviction_policy P>
+__device__ __forceinline__ lane_sources sources_of(ledger_view<P> const& ledger,
+                                                   index_t lane_head) {
+  bool const one_head = ledger.reach == scope::kv_head;
+  return {ledger.reach == scope::model ? ledger.layers : 1,
+          one_head ? lane_head : 0,
+          one_head ? lane_head + 1 : ledger.kv_heads};
+}
+
 /// A lane at the end of its step, as each of its threads sees it.
 template <eviction_policy P>
 struct lane_end {
