@@ -400,6 +400,73 @@ TEST_CASE("attention that begins before queries and keys are turned puts out the
   }
 }
 
+TEST_CASE("attention that begins before the decision on another layer puts out the same") {
+  using T = __nv_bfloat16;
+  constexpr int channels = 128;
+  attention_shape shape;
+  index_t layers = 2;  // as few as may be: only the end of a step lies between those of one layer
+  SUBCASE("many short lanes") {
+    shape = {70, 4, 2, 150, 1};
+  }
+  SUBCASE("few, so that all of a layer's blocks leave room for those of the next") {
+    shape = {3, 4, 2, 150, 1};
+    layers = 5;
+  }
+  SUBCASE("long ones, whose decisions several blocks share") {
+    shape = {2, 4, 4, 3000, 1};
+    layers = 3;
+  }
+  h2o const policy{.heavy = shape.slots - 50, .recent = 40};
+  auto const run = [&](bool overlaps) {
+    std::vector<attention_case<T, channels>> cases;  // [layer]
+    for (index_t layer = 0; layer < layers; ++layer) {
+      cases.emplace_back(shape, 63 + static_cast<std::uint64_t>(layer));
+    }
+    gpu::device_ledger<h2o> books(
+        policy, {shape.rows, layers, shape.kv_heads, shape.slots, channels}, scope::layer);
+    std::mt19937_64 engine(70);
+    for (index_t row = 0; row < shape.rows; ++row) {  // lanes that fill up while they are watched
+      index_t const tokens = shape.slots - 30 + row % 20;
+      books.restore(nullptr,
+                    row,
+                    random_books(books.view(), tokens, shape.slots + 50, shape.slots - 10, engine));
+    }
+    gpu::device_buffer<float> weights(static_cast<std::size_t>(shape.rows * shape.kv_heads) *
+                                      static_cast<std::size_t>(books.view().stride));
+    for (int step = 0; step < 24; ++step) {
+      for (index_t layer = 0; layer < layers; ++layer) {
+        auto args = cases[static_cast<std::size_t>(layer)].args();
+        args.layer = layer;
+        args.weights = weights.data();
+        args.overlaps = overlaps;
+        gpu::attend_async<channels>(nullptr, args, books.view(), policy);
+        gpu::decide_async(nullptr,
+                          books.view(),
+                          policy,
+                          layer,
+                          {.weights = weights.data(), .overlaps = overlaps});
+      }
+      gpu::advance_async(nullptr, books.view());
+    }
+    std::vector<std::vector<T>> outs;
+    for (auto const& of_layer : cases) outs.push_back(of_layer.out.to_host(nullptr));
+    std::vector<row_snapshot> rows;
+    for (index_t row = 0; row < shape.rows; ++row) rows.push_back(books.snapshot(nullptr, row));
+    return std::pair{outs, rows};
+  };
+  auto const [outs, rows] = run(false);
+  auto const [early_outs, early_rows] = run(true);
+  for (std::size_t layer = 0; layer < outs.size(); ++layer) {
+    CHECK(std::memcmp(
+              outs[layer].data(), early_outs[layer].data(), outs[layer].size() * sizeof(T)) == 0);
+  }
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    CHECK(rows[row].next == shape.slots + 74);
+    CHECK(rows[row].positions == early_rows[row].positions);
+    CHECK(rows[row].slot_states == early_rows[row].slot_states);
+  }
+}
+
 TEST_CASE("blocks that meet in device memory do so beside those of another stream, in graphs") {
   using T = __nv_bfloat16;
   constexpr int channels = 128;
@@ -408,7 +475,7 @@ TEST_CASE("blocks that meet in device memory do so beside those of another strea
   h2o const policy{.heavy = 8000, .recent = 900};
   constexpr index_t layers = 3, steps = 8;
   struct side {
-    attention_case<T, channels> c;
+    std::vector<attention_case<T, channels>> cases;  // [layer]
     gpu::device_ledger<h2o> books;
     cudaStream_t stream = nullptr;
     cudaGraphExec_t step = nullptr;
@@ -419,10 +486,13 @@ TEST_CASE("blocks that meet in device memory do so beside those of another strea
     std::vector<side> sides;
     for (unsigned n = 0; n < 2; ++n) {
       sides.push_back(
-          {.c = attention_case<T, channels>(shape, 71 + n),
+          {.cases = {},
            .books = gpu::device_ledger<h2o>(
                policy, {shape.rows, layers, 1, shape.slots, channels}, scope::kv_head)});
       side& one = sides.back();
+      for (unsigned layer = 0; layer < layers; ++layer) {
+        one.cases.emplace_back(shape, 71 + 10 * layer + n);
+      }
       std::mt19937_64 engine(73 + n);
       for (index_t row = 0; row < shape.rows; ++row) {
         one.books.restore(nullptr, row, random_books(one.books.view(), 8890, 9100, 8900, engine));
@@ -431,7 +501,7 @@ TEST_CASE("blocks that meet in device memory do so beside those of another strea
           &one.stream, cudaStreamNonBlocking, n == 0 ? lowest : highest));
       gpu::check(cudaStreamBeginCapture(one.stream, cudaStreamCaptureModeThreadLocal));
       for (index_t layer = 0; layer < layers; ++layer) {
-        auto args = one.c.args();
+        auto args = one.cases[static_cast<std::size_t>(layer)].args();
         args.layer = layer;
         args.overlaps = layer > 0;
         gpu::attend_async<channels>(one.stream, args, one.books.view(), policy);

@@ -62,7 +62,8 @@ struct attend_args {
   /// Begins to read this layer's K, V and lanes while the kernel before it in the stream still
   /// runs; that one must not write to them, nor to the ledger's rows or `rebuilt.counts`, and lets
   /// others begin (`rotate_async`, and `attend_async` and `decide_async` of another layer do). If
-  /// that one overlaps, too, it must have waited for its predecessor before it ends.
+  /// that one overlaps, too, the one before it may still run: the same holds for it, and so on, and
+  /// each must have waited for its predecessor before it ends.
   bool overlaps = false;
   /// How many lanes of a layer (rows x KV heads) the chip should be occupied with; 0: many. Lanes
   /// are cut the finer the fewer they are, so that bits depend on this number, and on no other

@@ -32,9 +32,10 @@ struct decide_args {
   /// Scope model: the step is over with this decision, `advance_async` is not called. Of stages one
   /// by one `release_async` does it.
   bool advances = false;
-  /// Reads the ledger while the kernel before it in the stream still runs; that one must not write
-  /// to it, and lets others begin (`attend_async` of lanes that it does not decide on). Without
-  /// effect on `select_async` and `release_async`.
+  /// Reads the ledger's rows and the lanes decided on while the kernel before it in the stream
+  /// still runs; that one must not write to them, and lets others begin (`attend_async` of lanes
+  /// that it does not decide on), as `attend_args::overlaps` has it. Without effect on
+  /// `select_async` and `release_async`.
   bool overlaps = false;
 };
 
@@ -124,6 +125,7 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
                   index_t const blocks) {
   constexpr int together = OneWarp ? 4 : 2;  // slots that a thread looks at
   __shared__ decision_scratch<most_decide_threads / warp_threads> shared;
+  let_next_begin();
   auto const row = static_cast<index_t>(blockIdx.y);
   auto lane_head = static_cast<index_t>(blockIdx.x);
   lane_share share{.one_warp = OneWarp};
@@ -142,7 +144,6 @@ __global__ void __launch_bounds__(OneWarp ? one_warp_threads : most_decide_threa
   first_slots<together, P> const slots(ledger, lane, share);
   step_books const books = books_at(ledger, row, lane);
   wait_for_previous();
-  let_next_begin();  // which then finds all done that was enqueued before this kernel
   index_t const count = books.row.count;
   index_t const accepted = args.accepted == nullptr ? count : args.accepted[row];
   if (count == 0 || accepted == 0) {
