@@ -165,6 +165,7 @@ inline constexpr int attend_warps_per_multiprocessor =
 /// @param warps         of a block
 /// @param resident      blocks that a multiprocessor should hold; fewer, if rings have no room
 /// @param static_bytes  of a block's shared memory
+/// @param with_logits   counts room for them, also if none are kept
 /// Result: `stages` is 0 if not even one block fits.
 template <class P, class T, class View, class Guests>
 attend_plan plan_attention(attend_args<T, View, Guests> const& args,
@@ -175,7 +176,8 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
                            index_t blocks,
                            int warps,
                            int resident,
-                           int static_bytes) {
+                           int static_bytes,
+                           bool with_logits = false) {
   attend_plan plan;
   plan.warps = warps;
   auto const floats = [](index_t count) { return static_cast<int>(sizeof(float)) * count; };
@@ -196,7 +198,7 @@ attend_plan plan_attention(attend_args<T, View, Guests> const& args,
   bool const decides = args.decides && ledger.reach == scope::kv_head;
   bool const learns = observes_attention<P> && decides;
   plan.exports = args.weights != nullptr;
-  plan.keeps_logits = learns || plan.exports;
+  plan.keeps_logits = learns || plan.exports || with_logits;
   plan.whole_tiles = has_whole_tiles(args.keys) && has_whole_tiles(args.values);
   bool const has_use_of_states =
       decides && !std::is_empty_v<state> && plan.block_slots <= most_fetched_slots;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How decode attention cuts a lane: into chunks and warps by its shape alone, so that the bits of a
-// row do not depend on the batch around it; and over how many blocks, which changes no bit.
+// How decode attention cuts a lane: into chunks and warps by its shape and policy alone, so that
+// the bits of a row do not depend on the batch around it; and over how many blocks, which changes
+// no bit.
 #pragma once
 
 #include "adore/gpu/attend_args.cuh"
@@ -17,11 +18,11 @@ inline constexpr index_t most_slots_of_chunk = 1024;
 
 /// Chunks are merged in their order. More of them occupy the chip with fewer lanes, but each is
 /// merged: a lane of a large batch should have few. More warps in a block share what is done once
-/// per lane, such as its logits; but short lanes have few tiles for each, and 16 rows leave room
-/// for fewer.
+/// per lane, such as its logits; but short lanes have few tiles for each, and what a warp does for
+/// 16 rows at the end of a lane takes long: other blocks should read meanwhile.
 struct lane_cut {
   index_t chunks = 1;  // a power of two
-  int warps = 2;       // of a block, an even number
+  int warps = 2;       // of a block, an even number; at least so many, see `plan_launch`
 };
 
 /// @param most_warps  of a multiprocessor
@@ -48,16 +49,17 @@ inline lane_cut lane_cut_of(index_t slots, index_t query_rows, int most_warps, i
   if (slots > most_double_slots) {
     if (at_most(4) && !many_rows && slots > 512) return {8, warps};
     if (at_most(32)) return {4, fewer};
-    if (slots < 512) return {1, most_warps >= 12 ? 6 : fewer};
-    return {1, warps};
+    if (!many_rows) return {1, slots < 512 && most_warps >= 12 ? 6 : warps};
   }
-  if (at_most(256)) return {1, most_warps / 2};
-  return {1, many_rows ? 4 : 2};
+  if (many_rows) return {1, at_most(128) ? warps : at_most(256) ? 4 : 2};
+  return {1, at_most(256) ? most_warps / 2 : 2};
 }
 
 /// Chooses how many blocks share a lane, and how they meet. A block alone needs to wait for no
 /// other: lanes are shared only to occupy the multiprocessors, nine of ten at least, or to have
-/// room for rings. If that would not do either, blocks have fewer warps.
+/// room for rings. If that would not do either, blocks have fewer warps. For 16 rows and one chunk
+/// they have more than `cut` says where such blocks would not fill a multiprocessor; room for
+/// weights is counted whether or not they are kept, so that bits do not depend on it.
 ///
 /// @param processors    of the chip
 /// @param static_bytes  of a block's shared memory
@@ -107,6 +109,23 @@ attend_plan plan_launch(attend_args<T, View, Guests> const& args,
     plan.exchanges = exchanges(blocks);
     return plan;
   };
+  auto const fill_multiprocessor = [&](int warps) {
+    int const blocks = attend_warps_at_most / warps;
+    return plan_attention(args,
+                          ledger,
+                          channels,
+                          query_rows,
+                          cut.chunks,
+                          /*blocks=*/1,
+                          warps,
+                          /*resident=*/blocks,
+                          static_bytes,
+                          /*with_logits=*/true)
+               .resident == blocks;
+  };
+  if (query_rows > tile_queries && cut.chunks == 1) {
+    while (cut.warps < attend_warps_at_most && !fill_multiprocessor(cut.warps)) cut.warps *= 2;
+  }
   // where each chunk has a block to itself, which no batch changes
   index_t stages = planned(cut.chunks).stages;
   auto const try_again = [&] { stages = planned(cut.chunks).stages; };
