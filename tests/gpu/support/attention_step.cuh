@@ -130,7 +130,8 @@ void check_step(P const& policy, attention_shape const& shape, std::uint64_t see
   without_weights.overlaps = true;
   gpu::device_buffer<float> norms_on_device(
       static_cast<std::size_t>(shape.rows * shape.kv_heads * shape.max_new));
-  norms_on_device.fill_async(0, stream);  // lanes without new tokens have none
+  // lanes without new tokens have none
+  norms_on_device.fill_async(0, stream);
   if constexpr (scores_keys<P>) {  // the same as attention measures itself
     gpu::measure_keys_async(stream, same_books.view(), args.k, norms_on_device.data());
     gpu::check(cudaStreamSynchronize(stream));
