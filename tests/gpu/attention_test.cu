@@ -14,6 +14,8 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace adore::testing {
 namespace {
@@ -291,6 +293,33 @@ TEST_CASE("what lies in free slots cannot matter, be it NaN") {
   CHECK(std::memcmp(before.data(), after.data(), before.size() * sizeof(T)) == 0);
 }
 
+/// What the books say of all rows.
+std::vector<row_snapshot> snapshots_of(gpu::device_ledger<h2o>& books, cudaStream_t stream) {
+  std::vector<row_snapshot> rows;
+  for (index_t row = 0; row < books.view().row_count; ++row) {
+    rows.push_back(books.snapshot(stream, row));
+  }
+  return rows;
+}
+void check_same(std::vector<row_snapshot> const& rows, std::vector<row_snapshot> const& others) {
+  REQUIRE(rows.size() == others.size());
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    CHECK(rows[row].next == others[row].next);
+    CHECK(rows[row].positions == others[row].positions);
+    CHECK(rows[row].slot_states == others[row].slot_states);
+  }
+}
+
+/// Lanes that fill up within 20 steps, a row after the other.
+void nearly_fill(gpu::device_ledger<h2o>& books, unsigned seed) {
+  std::mt19937_64 engine(seed);
+  index_t const slots = books.view().slots;
+  for (index_t row = 0; row < books.view().row_count; ++row) {
+    index_t const tokens = slots - 30 + row % 20;
+    books.restore(nullptr, row, random_books(books.view(), tokens, slots + 50, slots - 10, engine));
+  }
+}
+
 TEST_CASE("a step captured into a graph replays like one that is launched each time") {
   using T = __nv_bfloat16;
   attention_shape const shape{5, 2, 4, 65, 1};
@@ -325,20 +354,16 @@ TEST_CASE("a step captured into a graph replays like one that is launched each t
         step();
       }
     }
-    std::vector<row_snapshot> rows;
-    for (index_t row = 0; row < shape.rows; ++row) rows.push_back(books.snapshot(stream, row));
+    auto rows = snapshots_of(books, stream);
     CHECK(books.tokens_without_room(stream) == 0);
     if (replay != nullptr) gpu::check(cudaGraphExecDestroy(replay));
     gpu::check(cudaStreamDestroy(stream));
     return rows;
   };
   auto const eager = run(false);
-  auto const replayed = run(true);
+  check_same(eager, run(true));
   for (std::size_t row = 0; row < eager.size(); ++row) {
     CHECK(eager[row].next == (row == 2 ? 150 : 300));
-    CHECK(replayed[row].next == eager[row].next);
-    CHECK(replayed[row].positions == eager[row].positions);
-    CHECK(replayed[row].slot_states == eager[row].slot_states);
     auto const kept = eager[row].positions;
     CHECK(std::count_if(kept.begin(), kept.end(), [](position_t p) { return p >= 0; }) == 2 * 64);
   }
@@ -363,13 +388,7 @@ TEST_CASE("attention that begins before queries and keys are turned puts out the
     attention_case<T, channels> c(shape, 61);
     gpu::device_ledger<h2o> books(
         policy, {shape.rows, layers, shape.kv_heads, shape.slots, channels}, scope::kv_head);
-    std::mt19937_64 engine(62);
-    for (index_t row = 0; row < shape.rows; ++row) {  // lanes that fill up while they are watched
-      index_t const tokens = shape.slots - 30 + row % 20;
-      books.restore(nullptr,
-                    row,
-                    random_books(books.view(), tokens, shape.slots + 50, shape.slots - 10, engine));
-    }
+    nearly_fill(books, 62);
     gpu::device_buffer<T> outs(layers * c.out.size());
     for (int step = 0; step < 12; ++step) {
       for (index_t layer = 0; layer < layers; ++layer) {
@@ -387,17 +406,12 @@ TEST_CASE("attention that begins before queries and keys are turned puts out the
       }
       gpu::advance_async(nullptr, books.view());
     }
-    std::vector<row_snapshot> rows;
-    for (index_t row = 0; row < shape.rows; ++row) rows.push_back(books.snapshot(nullptr, row));
-    return std::pair{outs.to_host(nullptr), rows};
+    return std::pair{outs.to_host(nullptr), snapshots_of(books, nullptr)};
   };
   auto const [out, rows] = run(false);
   auto const [early_out, early_rows] = run(true);
   CHECK(std::memcmp(out.data(), early_out.data(), out.size() * sizeof(T)) == 0);
-  for (std::size_t row = 0; row < rows.size(); ++row) {
-    CHECK(rows[row].positions == early_rows[row].positions);
-    CHECK(rows[row].slot_states == early_rows[row].slot_states);
-  }
+  check_same(rows, early_rows);
 }
 
 TEST_CASE("attention that begins before the decision on another layer puts out the same") {
@@ -424,13 +438,7 @@ TEST_CASE("attention that begins before the decision on another layer puts out t
     }
     gpu::device_ledger<h2o> books(
         policy, {shape.rows, layers, shape.kv_heads, shape.slots, channels}, scope::layer);
-    std::mt19937_64 engine(70);
-    for (index_t row = 0; row < shape.rows; ++row) {  // lanes that fill up while they are watched
-      index_t const tokens = shape.slots - 30 + row % 20;
-      books.restore(nullptr,
-                    row,
-                    random_books(books.view(), tokens, shape.slots + 50, shape.slots - 10, engine));
-    }
+    nearly_fill(books, 70);
     gpu::device_buffer<float> weights(static_cast<std::size_t>(shape.rows * shape.kv_heads) *
                                       static_cast<std::size_t>(books.view().stride));
     for (int step = 0; step < 24; ++step) {
@@ -450,9 +458,7 @@ TEST_CASE("attention that begins before the decision on another layer puts out t
     }
     std::vector<std::vector<T>> outs;
     for (auto const& of_layer : cases) outs.push_back(of_layer.out.to_host(nullptr));
-    std::vector<row_snapshot> rows;
-    for (index_t row = 0; row < shape.rows; ++row) rows.push_back(books.snapshot(nullptr, row));
-    return std::pair{outs, rows};
+    return std::pair{outs, snapshots_of(books, nullptr)};
   };
   auto const [outs, rows] = run(false);
   auto const [early_outs, early_rows] = run(true);
@@ -460,11 +466,8 @@ TEST_CASE("attention that begins before the decision on another layer puts out t
     CHECK(std::memcmp(
               outs[layer].data(), early_outs[layer].data(), outs[layer].size() * sizeof(T)) == 0);
   }
-  for (std::size_t row = 0; row < rows.size(); ++row) {
-    CHECK(rows[row].next == shape.slots + 74);
-    CHECK(rows[row].positions == early_rows[row].positions);
-    CHECK(rows[row].slot_states == early_rows[row].slot_states);
-  }
+  for (row_snapshot const& row : rows) CHECK(row.next == shape.slots + 74);
+  check_same(rows, early_rows);
 }
 
 TEST_CASE("blocks that meet in device memory do so beside those of another stream, in graphs") {
@@ -522,9 +525,7 @@ TEST_CASE("blocks that meet in device memory do so beside those of another strea
     gpu::check(cudaDeviceSynchronize());
     std::vector<row_snapshot> rows;
     for (side& one : sides) {
-      for (index_t row = 0; row < shape.rows; ++row) {
-        rows.push_back(one.books.snapshot(nullptr, row));
-      }
+      for (row_snapshot& row : snapshots_of(one.books, nullptr)) rows.push_back(std::move(row));
       gpu::check(cudaGraphExecDestroy(one.step));
       gpu::check(cudaStreamDestroy(one.stream));
     }
@@ -532,11 +533,8 @@ TEST_CASE("blocks that meet in device memory do so beside those of another strea
   };
   auto const alone = run(false);
   auto const beside = run(true);
-  for (std::size_t row = 0; row < alone.size(); ++row) {
-    CHECK(alone[row].next == 9100 + steps);
-    CHECK(alone[row].positions == beside[row].positions);
-    CHECK(alone[row].slot_states == beside[row].slot_states);
-  }
+  for (row_snapshot const& row : alone) CHECK(row.next == 9100 + steps);
+  check_same(alone, beside);
 }
 
 TEST_CASE("shapes that do not fit together are refused by name") {

@@ -22,7 +22,7 @@ inline constexpr index_t most_slots_of_chunk = 1024;
 /// 16 rows at the end of a lane takes long: other blocks should read meanwhile.
 struct lane_cut {
   index_t chunks = 1;  // a power of two
-  int warps = 2;       // of a block, an even number; at least so many, see `plan_launch`
+  int warps = 2;       // of a block, an even number; `plan_launch` has others where room is scarce
 };
 
 /// @param most_warps  of a multiprocessor
